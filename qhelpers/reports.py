@@ -1,0 +1,189 @@
+"""What a chapter reports: the environment line, expected errors, and verdicts on the sources' claims."""
+
+import contextlib
+import html
+import json
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import torchvision
+
+VERDICTS = ("holds", "holds if", "changed", "does not hold")
+
+
+class ClaimError(ValueError):
+    """A claim's id or verdict does not exist, or its explanation is missing."""
+
+
+# --- where and how a chapter runs --------------------------------------------------------------------
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.lower().startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment() -> str:
+    """One line: versions, processor, its vector instructions as PyTorch sees them, threads, engine.
+
+    >>> environment().startswith("Python 3.")
+    True
+    """
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, "
+        f"torchvision {torchvision.__version__.split('+')[0]}; {cpu_name()} "
+        f"({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads, "
+        f"quantized engine {torch.backends.quantized.engine}"
+    )
+
+
+def start(seed: int = 0) -> None:
+    """Begin a chapter: seed PyTorch, quieten what is explained elsewhere, print the environment line.
+
+    The eager quantization API and its tensor types announce their end at every call; the book says once
+    where each went, and hides these warnings only (the last one comes from inside ``torch.load``).
+    """
+    torch.manual_seed(seed)
+    warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
+    warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel and other")
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+    print(environment())
+
+
+@dataclass
+class ExpectedError:
+    """Filled in when the block has raised."""
+
+    type_name: str = ""
+    message: str = ""
+
+
+@contextlib.contextmanager
+def expected_error(kind: type[BaseException], containing: str) -> Iterator[ExpectedError]:
+    """Run a block that must fail, and print only the first line of its message.
+
+    Raises:
+        AssertionError: if the block raises nothing, another type, or another message.
+
+    >>> with expected_error(ZeroDivisionError, "division"):
+    ...     1 / 0
+    ZeroDivisionError: division by zero
+    """
+    seen = ExpectedError()
+    try:
+        yield seen
+    except kind as error:
+        seen.type_name = type(error).__name__
+        seen.message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        if containing not in str(error):
+            raise AssertionError(f"{seen.type_name} was raised, but without {containing!r}: {error}") from error
+        shown = seen.message if len(seen.message) <= 200 else seen.message[:199] + "…"
+        print(f"{seen.type_name}: {shown}")
+    else:
+        raise AssertionError(f"Nothing was raised; expected {kind.__name__} with {containing!r}.")
+
+
+# --- claims ------------------------------------------------------------------------------------------
+
+
+@cache
+def statements() -> dict[str, dict[str, str]]:
+    """The sources' checkable statements in the book's own words: id to statement and chapter.
+
+    >>> len(statements())
+    57
+    """
+    loaded: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "claims.json").read_text())
+    return loaded
+
+
+def results_folder() -> Path:
+    """Where the running chapter leaves its results.
+
+    The book's runner names a folder for each notebook in ``QHELPERS_RESULTS``; a notebook that is run by
+    hand writes to ``build/results/by-hand`` of the checkout.
+    """
+    named = os.environ.get("QHELPERS_RESULTS")
+    return Path(named) if named else Path(__file__).parents[1] / "build" / "results" / "by-hand"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A verdict on one statement of the sources; shown as a box and kept for the page of verdicts.
+
+    Args:
+        id: the statement's id, such as ``"R10"``.
+        measured: what this run found, in words and figures.
+        verdict: ``"holds"``, ``"holds if"``, ``"changed"`` or ``"does not hold"``.
+        because: the condition, the change or the truth; needed unless the claim holds.
+
+    Raises:
+        ClaimError: for an id or verdict that does not exist, or an explanation that is missing.
+    """
+
+    id: str
+    measured: str
+    verdict: str
+    because: str = ""
+
+    def __post_init__(self) -> None:
+        if self.id not in statements():
+            raise ClaimError(f"There is no claim {self.id!r}; the ids are R1 to R27 and V1 to V30.")
+        if self.verdict not in VERDICTS:
+            raise ClaimError(f"{self.verdict!r} is no verdict; choose one of: {', '.join(VERDICTS)}.")
+        if not self.measured.strip():
+            raise ClaimError(f"Claim {self.id} says nothing of what was measured.")
+        if self.verdict != "holds" and not self.because.strip():
+            raise ClaimError(f"Claim {self.id} with the verdict {self.verdict!r} needs because=….")
+        write_whole(results_folder() / f"claim-{self.id}.json", json.dumps(asdict(self), indent=1))
+
+    def _repr_html_(self) -> str:
+        because = f"<p><b>{self.verdict.capitalize()}:</b> {_text(self.because)}</p>" if self.because else ""
+        return (
+            f'<div class="qb-claim qb-{self.verdict.replace(" ", "-")}">'
+            f'<p><span class="qb-verdict">{self.id} · {self.verdict}</span> '
+            f"<i>{_text(statements()[self.id]['statement'])}</i></p>"
+            f"<p><b>Measured:</b> {_text(self.measured)}</p>{because}</div>"
+        )
+
+
+def _text(words: str) -> str:
+    """Escaped text in which `backticks` become code."""
+    parts = html.escape(words).split("`")
+    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
+
+
+def recorded_claims(folder: Path) -> dict[str, dict[str, str]]:
+    """All claims under a folder of results: id to record, in the order of the statements.
+
+    Raises:
+        ClaimError: if a file there is no record of a claim.
+    """
+    found = {}
+    for path in sorted(folder.glob("*/claim-*.json")):
+        try:
+            record = json.loads(path.read_text())
+            found[record["id"]] = {name: str(record[name]) for name in ("id", "measured", "verdict", "because")}
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ClaimError(f"{path.name} is no record of a claim ({error}): run its chapter again.") from error
+    return {name: found[name] for name in statements() if name in found}
