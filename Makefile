@@ -1,0 +1,42 @@
+# The book: set up, execute, build, test. `make book` and `make test` are all that a reader needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# CPU-only wheels save several gigabytes: make book TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+FORCE ?=
+PORT ?= 8000
+
+.PHONY: book test serve lint clean notebooks
+
+book: notebooks ## set up, execute every notebook, build _build/html
+	$(BIN)/python -m tools.build_site
+
+notebooks: $(VENV)/installed ## the step that book and test share
+	$(BIN)/python -m tools.run_notebooks $(if $(FORCE),--force)
+
+test: $(VENV)/installed ## unit tests, doctests, structure tests, then every notebook
+	$(BIN)/python -m pytest --doctest-modules tests qhelpers
+	$(BIN)/python -m tools.run_notebooks $(if $(FORCE),--force)
+
+serve: book ## look at the book at http://localhost:8000
+	$(BIN)/python -m http.server --directory _build/html --bind 127.0.0.1 $(PORT)
+
+lint: $(VENV)/installed ## formatting, lint, types, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+clean: ## remove what was built, but not the environment
+	rm -rf build _build
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make book PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) $(shell grep -E '^(torch|torchvision)==' requirements.txt))
+	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip check
+	touch $@

@@ -1,0 +1,87 @@
+"""Build the HTML book from the executed notebooks, check it, and let it replace the previous one.
+
+    python -m tools.build_site
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from tools.check_site import problems
+from tools.common import BUILD, ROOT, files_below, hash_files, notebooks, toc_pages
+from tools.run_notebooks import EXECUTED, is_current
+
+STAGE = BUILD / "site"
+SITE = ROOT / "_build" / "html"
+STAMP = BUILD / "site.sha256"
+
+
+def stage() -> None:
+    """Lay out what jupyter-book reads: pages, executed notebooks, and execution switched off."""
+    shutil.rmtree(STAGE, ignore_errors=True)
+    shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints"))
+    for source in notebooks():
+        executed = json.loads((EXECUTED / source.name).read_text())
+        executed["metadata"].pop("widgets", None)  # its players would be asked of another host
+        target = STAGE / source.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(executed))
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config["execute"] = {"execute_notebooks": "off"}
+    (STAGE / "_config.yml").write_text(yaml.safe_dump(config))
+    shutil.copy(ROOT / "_toc.yml", STAGE / "_toc.yml")
+
+
+def build() -> Path:
+    """Run jupyter-book with warnings as errors; return the folder of the new site.
+
+    Raises:
+        SystemExit: if it fails; the previous site is left as it was.
+    """
+    command = ["jupyter-book", "build", str(STAGE), "-W", "-n", "--keep-going", "-q"]
+    done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]])
+    if done.returncode != 0:
+        raise SystemExit("jupyter-book failed or warned; the previous site was left as it was.")
+    return STAGE / "_build" / "html"
+
+
+def replace_site(new: Path) -> None:
+    """Let the new site take the place of the previous one."""
+    SITE.parent.mkdir(exist_ok=True)
+    old = SITE.with_name("html.previous")
+    shutil.rmtree(old, ignore_errors=True)
+    if SITE.exists():
+        os.replace(SITE, old)
+    os.replace(new, SITE)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def main() -> None:
+    """Build, check and publish, unless nothing has changed."""
+    stale = [notebook.stem for notebook in notebooks() if not is_current(notebook)]
+    if stale:
+        raise SystemExit(f"Run the notebooks first (make book does): {', '.join(stale)}.")
+    inputs = [*files_below(ROOT / "book"), *files_below(EXECUTED), *files_below(ROOT / "tools")]
+    inputs += [ROOT / "_config.yml", ROOT / "_toc.yml", ROOT / "requirements.txt"]
+    digest = hash_files(inputs)
+    if SITE.is_dir() and STAMP.is_file() and STAMP.read_text() == digest:
+        print("site: unchanged")
+    else:
+        STAMP.unlink(missing_ok=True)
+        stage()
+        new = build()
+        found = problems(new, [page.relative_to(ROOT) for page in toc_pages()])
+        if found:
+            raise SystemExit("The new site was not published:\n" + "\n".join(found))
+        replace_site(new)
+        STAMP.write_text(digest)
+    print(f"The book: {SITE / 'index.html'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Run every notebook of the book once, with ``pytest --nbmake`` over a copy.
+
+A notebook is run again only if it, qhelpers, the requirements, the checkpoints, the source of the
+published weights or (where it gathers results) another chapter's results have changed. An executed
+copy replaces the previous one when it is complete, so a run that is cut off loses nothing.
+
+    python -m tools.run_notebooks [--force] [NOTEBOOK ...]
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tools.common import BUILD, ROOT, files_below, gathers_results, hash_files, notebooks
+
+EXECUTED = BUILD / "executed"
+RESULTS = BUILD / "results"
+CELL_TIMEOUT_S = 300
+
+
+def weights_source() -> str:
+    """What stands in torch's hub cache: it decides which weights a chapter shows."""
+    home = os.environ.get("TORCH_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "torch"
+    )
+    return hash_files((Path(home) / "hub" / "checkpoints").glob("*qnnpack*.pth"))
+
+
+def inputs_hash(notebook: Path) -> str:
+    """Hash of everything that decides what a notebook's outputs are."""
+    paths = [notebook, ROOT / "requirements.txt", Path(__file__), *files_below(ROOT / "qhelpers")]
+    if gathers_results(notebook):
+        paths += [path for path in files_below(RESULTS) if path.parent.name not in (notebook.stem, "by-hand")]
+    return hash_files(paths, platform.python_version(), weights_source())
+
+
+def stamp_file(notebook: Path) -> Path:
+    """Where hash and duration of the last complete run are kept."""
+    return EXECUTED / f"{notebook.stem}.json"
+
+
+def is_current(notebook: Path) -> bool:
+    """Whether the executed copy comes from the present inputs."""
+    stamp = stamp_file(notebook)
+    if not stamp.is_file() or not (EXECUTED / notebook.name).is_file():
+        return False
+    try:
+        return bool(json.loads(stamp.read_text())["hash"] == inputs_hash(notebook))
+    except (json.JSONDecodeError, KeyError):
+        return False
+
+
+def run(notebook: Path, folder: Path, extra_env: dict[str, str] | None = None) -> tuple[int, float]:
+    """Copy a notebook into an empty folder and run it there.
+
+    Its results go to ``folder / "results"``.
+
+    Returns:
+        pytest's exit code and the seconds it took.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    copy = folder / notebook.name
+    shutil.copy(notebook, copy)
+    (folder / "pytest.ini").write_text("[pytest]\n")  # the project's own settings are not for notebooks
+    command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", f"--nbmake-timeout={CELL_TIMEOUT_S}"]
+    command += ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(folder), copy.name]
+    environment = os.environ | {"QHELPERS_RESULTS": str(folder / "results"), "JUPYTER_PREFER_ENV_PATH": "1"}
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=folder, env=environment | (extra_env or {}))
+    return done.returncode, time.monotonic() - started
+
+
+def run_and_keep(notebook: Path) -> bool:
+    """Run a notebook and, if it passes, let its copy and results replace the previous ones."""
+    before = inputs_hash(notebook)
+    folder = BUILD / "running" / notebook.stem
+    code, seconds = run(notebook, folder)
+    if code != 0:
+        return False
+    stamp_file(notebook).unlink(missing_ok=True)
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    os.replace(folder / notebook.name, EXECUTED / notebook.name)
+    shutil.rmtree(RESULTS / notebook.stem, ignore_errors=True)
+    if (folder / "results").is_dir():
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / "results", RESULTS / notebook.stem)
+    part = stamp_file(notebook).with_suffix(".part")
+    part.write_text(json.dumps({"hash": before, "seconds": round(seconds, 1)}))
+    os.replace(part, stamp_file(notebook))
+    return True
+
+
+def remove_leftovers(current: list[Path]) -> None:
+    """Forget executed copies and results of notebooks that the book no longer has."""
+    stems = {notebook.stem for notebook in current}
+    for path in list(EXECUTED.glob("*")) + list(RESULTS.glob("*")):
+        if path.stem not in stems | {"by-hand"}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def main() -> int:
+    """Run what has to be run; print each notebook's time and the total."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--force", action="store_true", help="run all again")
+    parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="only these, by name without ending")
+    arguments = parser.parse_args()
+    everything = notebooks()
+    unknown = set(arguments.names) - {notebook.stem for notebook in everything}
+    if unknown:
+        parser.error(f"no such notebook: {', '.join(sorted(unknown))}")
+    remove_leftovers(everything)
+    chosen = [notebook for notebook in everything if not arguments.names or notebook.stem in arguments.names]
+    failed, total = [], 0.0
+    for notebook in chosen:
+        if not arguments.force and is_current(notebook):
+            print(f"{notebook.stem}: unchanged, its executed copy is reused", flush=True)
+        elif run_and_keep(notebook):
+            seconds = json.loads(stamp_file(notebook).read_text())["seconds"]
+            total += seconds
+            print(f"{notebook.stem}: executed in {seconds:.1f} s", flush=True)
+        else:
+            failed.append(notebook.stem)
+            print(f"{notebook.stem}: FAILED", flush=True)
+    print(f"notebooks: {total:.1f} s in all{'; failed: ' + ', '.join(failed) if failed else ''}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
