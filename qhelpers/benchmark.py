@@ -50,29 +50,11 @@ class Comparison:
         return "\n".join([*lines, f"{self.rounds} rounds; {self.setting}"])
 
 
-@contextmanager
-def threads(count: int | None) -> Iterator[int]:
-    """Use ``count`` threads inside the block (unchanged if None) and restore the number after it.
-
-    >>> with threads(1) as n:
-    ...     n
-    1
-    """
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
-
-
 def compare_latency(
     candidates: Mapping[str, Callable[[], Any]],
     *,
     rounds: int = 30,
     warmup: int = 3,
-    thread_count: int | None = None,
     progress: bool = True,
 ) -> Comparison:
     """Time callables that do the same job, each once a round, in a changing order.
@@ -80,11 +62,14 @@ def compare_latency(
     A machine that slows down for a while slows all candidates alike, so the ratio within a round stays
     meaningful where the times of two separate runs are not.
 
+    The number of threads is the process's own. Choose it with ``torch.set_num_threads`` before the first
+    model runs: qnnpack's thread pool keeps the number that it found then, so a later change would compare
+    one thread with several.
+
     Args:
         candidates: name to callable without arguments; the first one is the baseline.
         rounds: how often each is timed.
         warmup: how often each runs untimed before.
-        thread_count: torch's threads during the run; unchanged if None.
         progress: show a progress bar.
 
     Raises:
@@ -102,7 +87,7 @@ def compare_latency(
         raise ValueError(f"warmup cannot be negative; got {warmup}.")
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
-    with threads(thread_count) as used, torch.inference_mode(), _no_garbage_collection():
+    with torch.inference_mode(), _no_garbage_collection():
         for name in names:
             for _ in range(warmup):
                 candidates[name]()
@@ -112,7 +97,8 @@ def compare_latency(
                 start = time.perf_counter()
                 candidates[name]()
                 times[name].append(time.perf_counter() - start)
-        setting = f"{reports.cpu_name()}, {used} thread{'s' * (used > 1)}, engine {torch.backends.quantized.engine}"
+    threads = torch.get_num_threads()
+    setting = f"{reports.cpu_name()}, {threads} thread{'s' * (threads > 1)}, engine {torch.backends.quantized.engine}"
     rows = [_row(name, times[name], times[names[0]]) for name in names]
     return Comparison(names[0], rows, rounds, setting)
 

@@ -5,10 +5,12 @@ once and for all: 3,500 for training and calibration, 500 for every choice, 1,00
 """
 
 from functools import cache
-from typing import Any, Literal
+from pathlib import Path
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
@@ -21,6 +23,33 @@ PER_CLASS: dict[Split, int] = {"train": 350, "validation": 50, "test": 100}
 # Mean and standard deviation of ImageNet, as torchvision's presets use them (red, green, blue).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+
+class ImageError(ValueError):
+    """A file is missing, is no image, or is damaged."""
+
+
+def read_image(source: str | Path | IO[bytes]) -> Image.Image:
+    """Read a picture file completely, as RGB.
+
+    Raises:
+        ImageError: if the file is missing, no image, or cut off.
+
+    >>> read_image("no-such-file.jpg")
+    Traceback (most recent call last):
+        ...
+    qhelpers.data.ImageError: no-such-file.jpg cannot be read as an image: there is no such file.
+    """
+    name = Path(source).name if isinstance(source, (str, Path)) else "The image"
+    try:
+        with Image.open(source) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError as error:
+        raise ImageError(f"{name} cannot be read as an image: there is no such file.") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} cannot be read as an image: its format is not known.") from error
+    except (OSError, SyntaxError) as error:
+        raise ImageError(f"{name} cannot be read as an image: {error}.") from error
 
 
 @cache

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torchvision.models import quantization as tvq
 
 from qhelpers import engines
@@ -42,26 +44,30 @@ class NotQuantizedError(RuntimeError):
 
 
 def require_eval(model: nn.Module) -> nn.Module:
-    """Return the model if all of it is in evaluation mode.
+    """Return the model if it, its batch norms and its dropouts are in evaluation mode.
 
     Raises:
-        TrainingModeError: naming the first modules that are not. PyTorch says nothing: dropout goes on
-            dropping, so an int8 model answers differently each time.
+        TrainingModeError: naming the first modules that are not. PyTorch says nothing, although batch norm
+            and dropout then compute something else.
 
     >>> require_eval(nn.Sequential(nn.Dropout()))
     Traceback (most recent call last):
         ...
-    qhelpers.models.TrainingModeError: The model is in training mode ('(whole model)', '0'): call .eval() first.
+    qhelpers.models.TrainingModeError: The model is in training mode ((whole model), 0): call .eval() first.
     """
-    training = [name or "(whole model)" for name, module in model.named_modules() if module.training]
+    training = [
+        name or "(whole model)"
+        for name, module in model.named_modules()
+        if module.training and (module is model or isinstance(module, (_BatchNorm, _DropoutNd)))
+    ]
     if training:
-        shown = ", ".join(repr(name) for name in training[:3]) + (", …" if len(training) > 3 else "")
+        shown = ", ".join(training[:3]) + (", …" if len(training) > 3 else "")
         raise TrainingModeError(f"The model is in training mode ({shown}): call .eval() first.")
     return model
 
 
 def int8_modules(model: nn.Module) -> list[str]:
-    """Names of the submodules that hold packed int8 weights.
+    """Names of the submodules with int8 weights, which a method ``weight()`` unpacks.
 
     >>> int8_modules(nn.Sequential(nn.Linear(2, 2)))
     []
@@ -69,7 +75,7 @@ def int8_modules(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if type(module).__module__.startswith("torch.ao.nn") and hasattr(module, "_weight_bias")
+        if type(module).__module__.startswith("torch.ao.nn") and callable(getattr(module, "weight", None))
     ]
 
 
@@ -212,6 +218,7 @@ class Pretrained:
     image_size: int  # height and width in pixels of the input that the weights were made for
     notes: list[str] = field(default_factory=list)  # what was tried and why it was passed over
     waited_s: float = 0.0  # seconds spent on the network
+    in_cache: bool = False  # whether torchvision's own builder will find these weights in the hub cache
 
     @property
     def is_imagenet(self) -> bool:
@@ -234,13 +241,13 @@ def pretrained_mobilenet_v2(timeout_s: float = 20.0) -> Pretrained:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / OFFICIAL.url.rsplit("/", 1)[1]
     if cached.is_file():
         try:
-            return _published(load_state(cached), "hub cache", notes)
+            return _published(load_state(cached), "hub cache", notes, in_cache=True)
         except CheckpointError as error:
             notes.append(f"The cached file was left in place and passed over. {error}")
     started = time.monotonic()
     try:
-        state = _download(OFFICIAL.url, cached, timeout_s, notes)
-        return _published(state, "download", notes, time.monotonic() - started)
+        state, kept = _download(OFFICIAL.url, cached, timeout_s, notes)
+        return _published(state, "download", notes, time.monotonic() - started, kept)
     except (CheckpointError, OSError) as error:
         notes.append(f"No download from {OFFICIAL.url.split('/')[2]}. {error}")
     waited = time.monotonic() - started
@@ -248,15 +255,21 @@ def pretrained_mobilenet_v2(timeout_s: float = 20.0) -> Pretrained:
     return Pretrained(load_digits_int8(), "built-in", classes, 96, notes, waited)
 
 
-def _published(state: dict[str, Any], source: str, notes: list[str], waited_s: float = 0.0) -> Pretrained:
+def _published(
+    state: dict[str, Any], source: str, notes: list[str], waited_s: float = 0.0, in_cache: bool = False
+) -> Pretrained:
     model = _skeleton(1000, quantize=True)
     with engines.using_engine(OFFICIAL.meta["backend"]):  # the engine decides how the weights are packed
         load_into(model, state, "The checkpoint")
-    return Pretrained(model, source, list(OFFICIAL.meta["categories"]), 224, notes, waited_s)
+    return Pretrained(model, source, list(OFFICIAL.meta["categories"]), 224, notes, waited_s, in_cache)
 
 
-def _download(url: str, target: Path, timeout_s: float, notes: list[str]) -> dict[str, Any]:
-    """Fetch a state_dict; keep it as ``target`` unless something is there or the folder is not writable."""
+def _download(url: str, target: Path, timeout_s: float, notes: list[str]) -> tuple[dict[str, Any], bool]:
+    """Fetch a state_dict and keep it as ``target``, unless something is there or the folder is not writable.
+
+    Returns:
+        The state_dict, and whether it was kept.
+    """
     if timeout_s <= 0:
         raise CheckpointError("Downloads are switched off (timeout_s=0).")
     try:
@@ -269,9 +282,10 @@ def _download(url: str, target: Path, timeout_s: float, notes: list[str]) -> dic
         part = Path(name) / target.name
         _fetch(url, part, timeout_s)
         state = load_state(part)
-        if part.parent.parent == target.parent and not target.exists():
+        keep = part.parent.parent == target.parent and not target.exists()
+        if keep:
             os.replace(part, target)
-        return state
+        return state, keep
 
 
 def _fetch(url: str, part: Path, timeout_s: float) -> None:

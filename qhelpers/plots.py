@@ -134,6 +134,7 @@ def horizontal_bars(
     errors: Sequence[tuple[float, float]] | None = None,
     digits: int = 2,
     reference: float | None = None,
+    width: float = 7.0,
 ) -> Figure:
     """Bars from top to bottom, each with its value written behind it.
 
@@ -143,8 +144,9 @@ def horizontal_bars(
         errors: lower and upper end of each bar's interval, in the unit of ``values``.
         digits: decimals of the written values.
         reference: where to draw a dashed line.
+        width: of the figure in inches.
     """
-    figure, axes = new_figure(7, 0.6 + 0.38 * len(names))
+    figure, axes = new_figure(width, 0.6 + 0.38 * len(names))
     positions = range(len(names))
     axes.barh(positions, values, color=list(colors), height=0.7)
     ends = list(values)

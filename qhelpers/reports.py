@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torchvision
 
+ALL_RESULTS = Path(__file__).parents[1] / "build" / "results"
 VERDICTS = ("holds", "holds if", "changed", "does not hold")
 
 
@@ -50,15 +51,16 @@ def environment() -> str:
 
 
 def start(seed: int = 0) -> None:
-    """Begin a chapter: seed PyTorch, quieten what is explained elsewhere, print the environment line.
+    """Begin a chapter: seed PyTorch, quieten what the book explains once, print the environment line.
 
-    The eager quantization API and its tensor types announce their end at every call; the book says once
-    where each went, and hides these warnings only (the last one comes from inside ``torch.load``).
+    The eager quantization API, its tensor types and TorchScript announce their end at every call, and
+    ``torch.load`` warns about its own storage class. These warnings, and no others, are hidden.
     """
     torch.manual_seed(seed)
     warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
     warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel and other")
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+    warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
     print(environment())
 
 
@@ -71,8 +73,14 @@ class ExpectedError:
 
 
 @contextlib.contextmanager
-def expected_error(kind: type[BaseException], containing: str) -> Iterator[ExpectedError]:
+def expected_error(
+    kind: type[BaseException] | tuple[type[BaseException], ...], containing: str
+) -> Iterator[ExpectedError]:
     """Run a block that must fail, and print only the first line of its message.
+
+    Args:
+        kind: the error's type, or several of which one is expected.
+        containing: words that its message must have.
 
     Raises:
         AssertionError: if the block raises nothing, another type, or another message.
@@ -92,7 +100,7 @@ def expected_error(kind: type[BaseException], containing: str) -> Iterator[Expec
         shown = seen.message if len(seen.message) <= 200 else seen.message[:199] + "…"
         print(f"{seen.type_name}: {shown}")
     else:
-        raise AssertionError(f"Nothing was raised; expected {kind.__name__} with {containing!r}.")
+        raise AssertionError(f"Nothing was raised; expected {kind} with {containing!r}.")
 
 
 # --- claims ------------------------------------------------------------------------------------------
@@ -116,7 +124,7 @@ def results_folder() -> Path:
     hand writes to ``build/results/by-hand`` of the checkout.
     """
     named = os.environ.get("QHELPERS_RESULTS")
-    return Path(named) if named else Path(__file__).parents[1] / "build" / "results" / "by-hand"
+    return Path(named) if named else ALL_RESULTS / "by-hand"
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -125,6 +133,11 @@ def write_whole(path: Path, text: str) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text)
     os.replace(part, path)
+
+
+def record(name: str, values: dict[str, str | float | int | bool]) -> None:
+    """Keep values of the running chapter in its results folder, for other pages and for the tests."""
+    write_whole(results_folder() / f"{name}.json", json.dumps(values, indent=1))
 
 
 @dataclass(frozen=True)
@@ -158,29 +171,35 @@ class Claim:
         write_whole(results_folder() / f"claim-{self.id}.json", json.dumps(asdict(self), indent=1))
 
     def _repr_html_(self) -> str:
-        because = f"<p><b>{self.verdict.capitalize()}:</b> {_text(self.because)}</p>" if self.because else ""
+        because = f"<p><b>{self.verdict.capitalize()}:</b> {as_html(self.because)}</p>" if self.because else ""
         return (
             f'<div class="qb-claim qb-{self.verdict.replace(" ", "-")}">'
             f'<p><span class="qb-verdict">{self.id} · {self.verdict}</span> '
-            f"<i>{_text(statements()[self.id]['statement'])}</i></p>"
-            f"<p><b>Measured:</b> {_text(self.measured)}</p>{because}</div>"
+            f"<i>{as_html(statements()[self.id]['statement'])}</i></p>"
+            f"<p><b>Measured:</b> {as_html(self.measured)}</p>{because}</div>"
         )
 
 
-def _text(words: str) -> str:
+def as_html(words: str) -> str:
     """Escaped text in which `backticks` become code."""
     parts = html.escape(words).split("`")
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
 
 
-def recorded_claims(folder: Path) -> dict[str, dict[str, str]]:
+def recorded_claims(folder: Path = ALL_RESULTS) -> dict[str, dict[str, str]]:
     """All claims under a folder of results: id to record, in the order of the statements.
+
+    What a notebook run by hand has left counts only as long as the book's runner has not run that chapter,
+    and never on the pages that the runner makes.
 
     Raises:
         ClaimError: if a file there is no record of a claim.
     """
     found = {}
-    for path in sorted(folder.glob("*/claim-*.json")):
+    paths = sorted(folder.glob("*/claim-*.json"), key=lambda path: path.parent.name != "by-hand")
+    for path in paths:
+        if path.parent.name == "by-hand" and "QHELPERS_RESULTS" in os.environ:
+            continue
         try:
             record = json.loads(path.read_text())
             found[record["id"]] = {name: str(record[name]) for name in ("id", "measured", "verdict", "because")}

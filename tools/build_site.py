@@ -1,6 +1,6 @@
 """Build the HTML book from the executed notebooks, check it, and let it replace the previous one.
 
-    python -m tools.build_site
+python -m tools.build_site
 """
 
 import json

@@ -1,6 +1,6 @@
 """Check a built site: complete, no traceback, every picture described, no other host asked.
 
-    python -m tools.check_site [FOLDER]
+python -m tools.check_site [FOLDER]
 """
 
 import re
@@ -13,7 +13,15 @@ from bs4 import BeautifulSoup, Tag
 from tools.common import ROOT, toc_pages
 
 # Elements that make a browser fetch something, with the attribute that names it. Links to click are fine.
-LOADS = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src", "embed": "src"}
+LOADS = {
+    "script": "src",
+    "img": "src",
+    "link": "href",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "embed": "src",
+}
 ELSEWHERE = re.compile(r"^(https?:)?//", re.IGNORECASE)
 IN_STYLES = re.compile(r"(?:@import\s+|url\()\s*['\"]?(?:https?:)?//", re.IGNORECASE)
 SCRIPT_URL = re.compile(r"['\"](?:https?:)?//[^'\"]+\.(?:m?js|css|json|wasm)\b", re.IGNORECASE)
