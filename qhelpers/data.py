@@ -152,7 +152,8 @@ def digit_loader(split: Split, batch_size: int = 50, limit: int | None = None) -
         chosen = [i * len(dataset) // limit for i in range(limit)]
     else:
         raise ValueError(f"limit must lie between 1 and {len(dataset)}, the digits in {split!r}; got {limit}.")
-    return DataLoader(Subset(dataset, chosen), batch_size=batch_size, collate_fn=_collate)
+    generator = torch.Generator()  # without one, each pass would draw from the global random state
+    return DataLoader(Subset(dataset, chosen), batch_size=batch_size, collate_fn=_collate, generator=generator)
 
 
 def calibration_batches(n_images: int = 256, batch_size: int = 32) -> DataLoader[Any]:

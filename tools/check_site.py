@@ -59,7 +59,7 @@ def _content(soup: BeautifulSoup) -> Iterator[str]:
     if soup.select(".cell_output .stderr"):
         words = soup.select(".cell_output .stderr")[0].get_text().strip()[:120]
         yield f"shows standard error: {words}"
-    if len(soup.find_all("h1")) != 1:
+    if len(soup.select("article h1")) != 1:
         yield "does not have exactly one title"
 
 

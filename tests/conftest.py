@@ -1,0 +1,44 @@
+"""Fixtures shared by the tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from qhelpers import models, reports
+
+
+@pytest.fixture(autouse=True)
+def nothing_global_left_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test must leave engine, threads and random state alone, as the helpers promise."""
+    monkeypatch.setenv("QHELPERS_RESULTS", str(tmp_path / "results"))
+    before = (torch.backends.quantized.engine, torch.get_num_threads())
+    random_state = torch.get_rng_state()
+    yield
+    assert (torch.backends.quantized.engine, torch.get_num_threads()) == before
+    assert torch.equal(torch.get_rng_state(), random_state), "the global random state was changed"
+
+
+@pytest.fixture
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty torch hub; returns where the published weights would lie."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    return tmp_path / "torch_home" / "hub" / "checkpoints" / models.OFFICIAL.url.rsplit("/", 1)[1]
+
+
+@pytest.fixture
+def fresh_results(tmp_path: Path) -> Path:
+    """Where claims of this test are written."""
+    return reports.results_folder()
+
+
+@pytest.fixture
+def one_thread(nothing_global_left_changed: None) -> Iterator[None]:
+    """Chapters choose one thread, a seed and an engine for their own process; undo that here."""
+    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+    engine = torch.backends.quantized.engine
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(random_state)
+    torch.backends.quantized.engine = engine

@@ -1,0 +1,76 @@
+"""The calibration loop: what it refuses, and that its memory stays constant."""
+
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import torch
+from torch import nn
+from torch.ao.quantization import get_default_qconfig, prepare
+
+from qhelpers import calibration, models
+
+
+def prepared() -> nn.Module:
+    model = nn.Sequential(torch.ao.quantization.QuantStub(), nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    model.qconfig = get_default_qconfig("qnnpack")
+    return prepare(model)
+
+
+@pytest.fixture(autouse=True)
+def _random_weights_stay_local() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def test_calibrate_counts_samples_and_fills_observers() -> None:
+    model = prepared()
+    batches = [torch.full((2, 3, 8, 8), 0.5), (torch.full((3, 3, 8, 8), 2.0), torch.zeros(3))]
+    assert calibration.calibrate(model, batches, progress=False) == 5
+    assert float(model[0].activation_post_process.max_val) == 2.0
+
+
+def test_calibrate_shows_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    calibration.calibrate(prepared(), [torch.zeros(1, 3, 8, 8)])
+    assert "calibrating" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("loader", [[], iter(()), [torch.zeros(0, 3, 8, 8)]])
+def test_calibrate_rejects_an_empty_loader(loader: object) -> None:
+    with pytest.raises(calibration.EmptyLoaderError, match="yielded no sample"):
+        calibration.calibrate(prepared(), loader, progress=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [({"pixels": 1}, "yielded a dict"), ("cat.jpg", "yielded a str"), (["cat.jpg"], "a list of str"), ([], "a list")],
+)
+def test_calibrate_rejects_what_is_no_tensor(batch: object, words: str) -> None:
+    with pytest.raises(calibration.BatchTypeError, match=words):
+        calibration.calibrate(prepared(), [batch], progress=False)
+
+
+def test_calibrate_rejects_a_model_without_observers() -> None:
+    with pytest.raises(calibration.NoObserversError, match="set a qconfig and call prepare"):
+        calibration.calibrate(nn.Conv2d(3, 4, 3).eval(), [torch.zeros(1, 3, 8, 8)], progress=False)
+
+
+def test_calibrate_rejects_training_mode() -> None:
+    with pytest.raises(models.TrainingModeError, match=r"call \.eval"):
+        calibration.calibrate(prepared().train(), [torch.zeros(1, 3, 8, 8)], progress=False)
+
+
+def test_memory_does_not_grow_with_the_number_of_batches() -> None:
+    model = prepared()
+
+    def batches(count: int) -> Iterator[torch.Tensor]:
+        for _ in range(count):
+            yield torch.zeros(8, 3, 128, 128)  # 1.6 MB
+
+    def used() -> float:
+        return float(psutil.Process().memory_full_info().uss) / 1e6
+
+    calibration.calibrate(model, batches(20), progress=False)
+    before = used()
+    calibration.calibrate(model, batches(200), progress=False)  # 315 MB in all
+    assert used() - before < 40

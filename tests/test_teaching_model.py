@@ -1,0 +1,64 @@
+"""The digits checkpoints: good enough, and broken in the way that the book teaches."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.ao import quantization as tq
+
+from qhelpers import calibration, data, engines, metrics, models
+
+
+@pytest.fixture(scope="module")
+def test_digits() -> list[tuple[Tensor, Tensor]]:
+    return list(data.digit_loader("test", batch_size=100))
+
+
+def post_training(weight_observer: Callable[[], nn.Module]) -> nn.Module:
+    model = models.load_digits_float()
+    model.fuse_model(is_qat=False)
+    model.qconfig = tq.QConfig(activation=tq.get_default_qconfig("qnnpack").activation, weight=weight_observer)
+    tq.prepare(model, inplace=True)
+    calibration.calibrate(model, data.calibration_batches(256), progress=False)
+    with engines.using_engine("qnnpack"):
+        converted: nn.Module = tq.convert(model)
+    return converted
+
+
+def top1(model: nn.Module, digits: list[tuple[Tensor, Tensor]]) -> float:
+    with engines.using_engine("qnnpack"):
+        return metrics.top1(model, digits).percent
+
+
+def test_float_model_reaches_98_percent(test_digits: list[tuple[Tensor, Tensor]]) -> None:
+    assert top1(models.load_digits_float(), test_digits) >= 98.0
+
+
+def test_int8_model_reaches_97_percent(test_digits: list[tuple[Tensor, Tensor]]) -> None:
+    assert top1(models.load_digits_int8(), test_digits) >= 97.0
+
+
+def test_int8_weights_are_per_tensor() -> None:
+    model = models.load_digits_int8()
+    for name in models.int8_modules(model):
+        assert model.get_submodule(name).weight().qscheme() == torch.per_tensor_affine
+
+
+@pytest.mark.filterwarnings("ignore:must run observer:UserWarning")  # unused additions
+def test_per_tensor_post_training_quantization_collapses(test_digits: list[tuple[Tensor, Tensor]]) -> None:
+    assert top1(post_training(tq.default_weight_observer), test_digits) < 60
+
+
+@pytest.mark.filterwarnings("ignore:must run observer:UserWarning")  # unused additions
+def test_per_channel_post_training_quantization_holds(test_digits: list[tuple[Tensor, Tensor]]) -> None:
+    int8 = top1(post_training(tq.default_per_channel_weight_observer), test_digits)
+    assert int8 >= top1(models.load_digits_float(), test_digits) - 1.5
+
+
+@pytest.mark.parametrize("engine", engines.available_engines())
+def test_int8_model_works_on_every_engine(engine: str) -> None:
+    digits = list(data.digit_loader("validation", batch_size=100, limit=200))
+    model = models.load_digits_int8(engine)
+    with engines.using_engine(engine):
+        assert metrics.top1(model, digits).percent > 95
