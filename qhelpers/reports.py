@@ -37,15 +37,16 @@ def cpu_name() -> str:
 
 
 def environment() -> str:
-    """One line: versions, processor, its vector instructions as PyTorch sees them, threads, engine.
+    """Two lines: versions; then processor, its vector instructions as PyTorch sees them, threads, engine.
 
     >>> environment().startswith("Python 3.")
     True
     """
+    threads = torch.get_num_threads()
     return (
         f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, "
-        f"torchvision {torchvision.__version__.split('+')[0]}; {cpu_name()} "
-        f"({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads, "
+        f"torchvision {torchvision.__version__.split('+')[0]}\n{cpu_name()} "
+        f"({torch.backends.cpu.get_cpu_capability()}), {threads} thread{'s' * (threads > 1)}, "
         f"quantized engine {torch.backends.quantized.engine}"
     )
 

@@ -1,0 +1,100 @@
+"""The built site in a real browser: no request to another host, no error, and widgets that move."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tools.common import ROOT, toc_pages
+
+SITE = ROOT / "_build" / "html"
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+if not os.environ.get("REQUIRE_BROWSER"):
+    pytestmark = [
+        pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine"),
+        pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="the site has not been built: make book"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page that refuses the network, and remembers what was asked and what went wrong."""
+    tab = browser.new_page()
+    tab.asked, tab.errors = [], []
+
+    def answer(route: Any) -> None:
+        if route.request.url.startswith(("file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            tab.asked.append(route.request.url)
+            route.abort()
+
+    tab.route("**/*", answer)
+    tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+    tab.on("console", lambda message: tab.errors.append(message.text) if message.type == "error" else None)
+    yield tab
+    tab.close()
+
+
+def address(page_source: Any) -> str:
+    return (SITE / page_source.relative_to(ROOT).with_suffix(".html")).as_uri()
+
+
+@pytest.mark.parametrize("source", toc_pages(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_request_leaves_and_nothing_overflows(page: Any, source: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(address(source))
+    page.wait_for_load_state("load")
+    page.wait_for_timeout(300)
+    assert page.asked == []
+    assert page.errors == []
+    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(overflow) <= 1
+
+
+@pytest.mark.parametrize("source", toc_pages(), ids=lambda path: path.stem)
+def test_sliders_and_switches_move(page: Any, source: Any) -> None:
+    page.goto(address(source))
+    for slider in page.query_selector_all(".qb-slider"):
+        seen = []
+        handle = slider.query_selector("input")
+        handle.focus()
+        for _ in range(int(handle.get_attribute("max")) + 1):
+            visible = [one for one in slider.query_selector_all("[data-frame]") if one.is_visible()]
+            assert len(visible) == 1
+            assert slider.query_selector("output").text_content() == visible[0].get_attribute("data-label")
+            seen.append(visible[0].get_attribute("data-frame"))
+            handle.press("ArrowRight")
+        assert seen == [str(i) for i in range(len(seen))]
+    for switch in page.query_selector_all(".qb-switcher"):
+        for i, label in enumerate(switch.query_selector_all("label")):
+            label.click()
+            panels = switch.query_selector_all(".qb-panel")
+            assert [panel.is_visible() for panel in panels] == [j == i for j in range(len(panels))]
+
+
+def test_widgets_show_their_first_frame_without_script(browser: Any) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    for source in toc_pages():
+        tab.goto(address(source))
+        for slider in tab.query_selector_all(".qb-slider"):
+            frames = slider.query_selector_all("[data-frame]")
+            assert [frame.is_visible() for frame in frames] == [True] + [False] * (len(frames) - 1)
+            assert not slider.query_selector("label").is_visible()
+    context.close()

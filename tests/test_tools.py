@@ -1,0 +1,228 @@
+"""The tools that run, build and check: they reuse what is current, and they are able to fail."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import build_site, check_site, common, run_notebooks
+
+PIN = "torch==2.14.1 torchvision==0.29.1"
+
+
+def notebook(*code: str, **book: bool) -> str:
+    cells = [
+        {"cell_type": "code", "execution_count": None, "id": f"c{i}", "metadata": {}, "outputs": [], "source": [text]}
+        for i, text in enumerate(code)
+    ]
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "book": book}
+    return json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+
+
+@pytest.fixture
+def small_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A book of one page and one notebook, with the tools turned towards it."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "qhelpers").mkdir()
+    (tmp_path / "qhelpers" / "helper.py").write_text("x = 1")
+    (tmp_path / "requirements.txt").write_text("")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n- file: book/one\n")
+    (tmp_path / "book" / "intro.md").write_text("# Hello")
+    (tmp_path / "book" / "one.ipynb").write_text(notebook("print(6 * 7)"))
+    for module in (common, run_notebooks, build_site):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    for name in ("EXECUTED", "RESULTS"):
+        monkeypatch.setattr(run_notebooks, name, tmp_path / "build" / name.lower())
+    monkeypatch.setattr(run_notebooks, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(run_notebooks, "notebooks", lambda: common.notebooks(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["run_notebooks"])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    return tmp_path
+
+
+def outputs(book: Path) -> list[str]:
+    executed = json.loads((book / "build" / "executed" / "one.ipynb").read_text())
+    return ["".join(cell["outputs"][0]["text"]) for cell in executed["cells"] if cell["outputs"]]
+
+
+# --- running -----------------------------------------------------------------------------------------
+
+
+def test_a_notebook_is_run_once_and_then_reused(small_book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_notebooks.main() == 0
+    assert outputs(small_book) == ["42\n"]
+    assert run_notebooks.main() == 0
+    assert "one: unchanged" in capsys.readouterr().out
+    committed = json.loads((small_book / "book" / "one.ipynb").read_text())
+    assert committed["cells"][0]["outputs"] == [], "the source stays as it was"
+
+
+@pytest.mark.parametrize("changed", ["book/one.ipynb", "qhelpers/helper.py", "requirements.txt", "weights source"])
+def test_a_change_makes_the_copy_stale(small_book: Path, changed: str) -> None:
+    one = small_book / "book" / "one.ipynb"
+    run_notebooks.EXECUTED.mkdir(parents=True)
+    (run_notebooks.EXECUTED / "one.ipynb").write_text(one.read_text())
+    run_notebooks.stamp_file(one).write_text(json.dumps({"hash": run_notebooks.inputs_hash(one)}))
+    assert run_notebooks.is_current(one)
+    if changed == "weights source":
+        cache = small_book / "torch_home" / "hub" / "checkpoints"
+        cache.mkdir(parents=True)
+        (cache / "mobilenet_v2_qnnpack_37f702c5.pth").write_text("x")
+    else:
+        path = small_book / changed
+        path.write_text(path.read_text() + " ")
+    assert not run_notebooks.is_current(one)
+
+
+def test_force_runs_again(
+    small_book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_notebooks.main()
+    monkeypatch.setattr(sys, "argv", ["run_notebooks", "--force"])
+    run_notebooks.main()
+    assert capsys.readouterr().out.count("one: executed in") == 2
+
+
+def test_a_failing_notebook_fails_and_keeps_the_previous_copy(
+    small_book: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_notebooks.main()
+    (small_book / "book" / "one.ipynb").write_text(notebook("print(1)", "assert False"))
+    assert run_notebooks.main() == 1
+    assert "failed: one" in capsys.readouterr().out
+    assert outputs(small_book) == ["42\n"]
+    assert not run_notebooks.is_current(small_book / "book" / "one.ipynb")
+
+
+def test_a_run_that_was_cut_off_starts_again(small_book: Path) -> None:
+    one = small_book / "book" / "one.ipynb"
+    half = small_book / "build" / "running" / "one"
+    half.mkdir(parents=True)
+    (half / "one.ipynb").write_text("{")
+    run_notebooks.EXECUTED.mkdir(parents=True)
+    (run_notebooks.EXECUTED / "one.ipynb").write_text("{")  # a copy without its stamp
+    run_notebooks.stamp_file(one).write_text('{"hash": ')  # a stamp that was cut off
+    assert not run_notebooks.is_current(one)
+    assert run_notebooks.main() == 0
+    assert outputs(small_book) == ["42\n"]
+
+
+def test_results_of_removed_notebooks_are_forgotten(small_book: Path) -> None:
+    (run_notebooks.RESULTS / "gone").mkdir(parents=True)
+    run_notebooks.main()
+    assert not (run_notebooks.RESULTS / "gone").exists()
+
+
+def test_a_gathering_notebook_runs_last_and_depends_on_results(small_book: Path) -> None:
+    (small_book / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nchapters:\n- file: book/all\n- file: book/one\n"
+    )
+    gathering = small_book / "book" / "all.ipynb"
+    gathering.write_text(notebook("1", gathers_results=True))
+    assert [path.stem for path in common.notebooks(small_book)] == ["one", "all"]
+    before = run_notebooks.inputs_hash(gathering)
+    (run_notebooks.RESULTS / "one").mkdir(parents=True)
+    (run_notebooks.RESULTS / "one" / "claim.json").write_text("{}")
+    assert run_notebooks.inputs_hash(gathering) != before
+
+
+def test_a_missing_page_is_named(small_book: Path) -> None:
+    (small_book / "book" / "one.ipynb").unlink()
+    with pytest.raises(FileNotFoundError, match=r"_toc\.yml names book/one"):
+        common.toc_pages(small_book)
+
+
+def test_a_site_is_not_built_from_stale_copies(small_book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_site, "notebooks", lambda: common.notebooks(small_book))
+    with pytest.raises(SystemExit, match=r"Run the notebooks first.*one"):
+        build_site.main()
+
+
+# --- checking ----------------------------------------------------------------------------------------
+
+GOOD = (
+    "<article><h1>T</h1><figure><img src='data:,' alt='A cat on a sofa, asleep.'><figcaption>Cat.</figcaption>"
+    "</figure><a href='https://example.org'>a link</a></article>"
+)
+
+
+def site(folder: Path, page: str) -> list[str]:
+    (folder / "index.html").write_text("x")
+    (folder / "p.html").write_text(page)
+    return check_site.problems(folder, [Path("p.md")])
+
+
+def test_a_good_page_has_no_problem(tmp_path: Path) -> None:
+    assert site(tmp_path, GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("<h1>T</h1>", "", "exactly one title"),
+        ("asleep.", "asleep. Traceback (most recent call last)", ""),
+        ("T</h1>", "T</h1>Traceback (most recent call last)", "shows a traceback"),
+        ("T</h1>", "T</h1><div class='cell_output'><div class='stderr'>oh</div></div>", "shows standard error: oh"),
+        ("A cat on a sofa, asleep.", "", "no useful alt text"),
+        ("A cat on a sofa, asleep.", "../_images/0a1b2c3d4e5f60718293a4b5c6d7e8f9.png", "no useful alt text"),
+        ("<figcaption>Cat.</figcaption>", "<figcaption> </figcaption>", "no caption"),
+        ("<figure>", "<svg role='img' aria-label='A cat on a sofa, asleep.'></svg><figure>", "outside a figure"),
+        ("</article>", "</article><script src='https://cdn.example/x.js'></script>", "another host"),
+        ("</article>", "</article><link rel='stylesheet' href='//cdn.example/x.css'>", "another host"),
+        (
+            "</article>",
+            "</article><script>const U = 'https://cdn.example/x.js'</script>",
+            "names a file of another host",
+        ),
+        ("data:,", "https://cdn.example/cat.png", "another host"),
+        ("</article>", "</article><style>@import 'https://cdn.example/f.css'</style>", "names a file of another host"),
+    ],
+)
+def test_a_bad_page_is_found(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    found = site(tmp_path, GOOD.replace(old, new))
+    assert (not found) if not problem else any(problem in one for one in found)
+
+
+def test_missing_pages_and_style_sheets_of_others_are_found(tmp_path: Path) -> None:
+    (tmp_path / "x.css").write_text("body { background: url(https://cdn.example/x.png) }")
+    found = check_site.problems(tmp_path, [Path("gone.md")])
+    assert len(found) == 3
+
+
+# --- the commands ------------------------------------------------------------------------------------
+
+
+def dry_run(*arguments: str, folder: Path = common.ROOT) -> str:
+    """What make would do in a fresh clone."""
+    command = ["make", "--dry-run", "VENV=/nowhere/venv", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_make_book_installs_executes_and_builds_in_this_order() -> None:
+    lines = dry_run("book")
+    steps = ["-m venv", "pip install --quiet -r requirements.txt", "pip check", "run_notebooks", "build_site"]
+    positions = [lines.index(step) for step in steps]
+    assert positions == sorted(positions)
+    assert "--index-url" not in lines
+
+
+def test_torch_index_fetches_torch_and_torchvision_there_first() -> None:
+    lines = dry_run("book", "TORCH_INDEX=https://download.pytorch.org/whl/cpu")
+    composed = f"/nowhere/venv/bin/pip install --index-url https://download.pytorch.org/whl/cpu {PIN}"
+    assert composed in lines
+    assert lines.index(composed) < lines.index("-r requirements.txt")
+
+
+def test_make_test_forces_on_demand() -> None:
+    assert "run_notebooks --force" in dry_run("test", "FORCE=1")
+    assert "--force" not in dry_run("test")
+
+
+def test_requirements_pin_everything_and_end_with_the_project() -> None:
+    lines = [line for line in (common.ROOT / "requirements.txt").read_text().splitlines() if line.strip()]
+    pins = [line for line in lines if not line.startswith("#")]
+    assert pins[-1] == "-e ."
+    assert all(line.count("==") == 1 for line in pins[:-1])
+    assert set(PIN.split()) <= set(pins)
