@@ -39,15 +39,11 @@ class Comparison:
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self.rows)
-        lines = [f"{'':{width}}   median ms (quartiles)      speed against {self.baseline} (quartiles)"]
+        lines = [f"{'':{width}}  median ms  times {self.baseline} (quartiles)"]
         for row in self.rows:
-            low, high = row.quartiles_ms
             slow, fast = row.ratio_quartiles
-            lines.append(
-                f"{row.name:{width}}  {row.median_ms:8.2f} ({low:.2f} to {high:.2f})"
-                f"{'':6}{row.ratio:5.2f} ({slow:.2f} to {fast:.2f})"
-            )
-        return "\n".join([*lines, f"{self.rounds} rounds; {self.setting}"])
+            lines.append(f"{row.name:{width}}  {row.median_ms:9.2f}  {row.ratio:5.2f} ({slow:.2f} to {fast:.2f})")
+        return "\n".join([*lines, f"above 1 is faster; {self.rounds} rounds; {self.setting}"])
 
 
 def compare_latency(

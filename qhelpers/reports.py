@@ -172,13 +172,18 @@ class Claim:
         write_whole(results_folder() / f"claim-{self.id}.json", json.dumps(asdict(self), indent=1))
 
     def _repr_html_(self) -> str:
-        because = f"<p><b>{self.verdict.capitalize()}:</b> {as_html(self.because)}</p>" if self.because else ""
-        return (
-            f'<div class="qb-claim qb-{self.verdict.replace(" ", "-")}">'
-            f'<p><span class="qb-verdict">{self.id} · {self.verdict}</span> '
-            f"<i>{as_html(statements()[self.id]['statement'])}</i></p>"
-            f"<p><b>Measured:</b> {as_html(self.measured)}</p>{because}</div>"
-        )
+        return claim_box(asdict(self))
+
+
+def claim_box(claim: dict[str, str]) -> str:
+    """The box in which a claim is shown, as HTML; ``claim`` is a :class:`Claim` as a dictionary."""
+    name, verdict, because = claim["id"], claim["verdict"], claim["because"]
+    explained = f"<p><b>{verdict.capitalize()}:</b> {as_html(because)}</p>" if because else ""
+    return (
+        f'<div class="qb-claim qb-{verdict.replace(" ", "-")}">'
+        f'<p><span class="qb-verdict">{name} · {verdict}</span> <i>{as_html(statements()[name]["statement"])}</i></p>'
+        f"<p><b>Measured:</b> {as_html(claim['measured'])}</p>{explained}</div>"
+    )
 
 
 def as_html(words: str) -> str:
