@@ -51,7 +51,7 @@ def compare_latency(
     *,
     rounds: int = 30,
     warmup: int = 3,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Comparison:
     """Time callables that do the same job, each once a round, in a changing order.
 
@@ -66,7 +66,7 @@ def compare_latency(
         candidates: name to callable without arguments; the first one is the baseline.
         rounds: how often each is timed.
         warmup: how often each runs untimed before.
-        progress: show a progress bar.
+        progress: show a progress bar; if None, unless the book is being built.
 
     Raises:
         ValueError: if there is no candidate, or ``rounds`` is below 2 (a spread needs two).
@@ -83,11 +83,12 @@ def compare_latency(
         raise ValueError(f"warmup cannot be negative; got {warmup}.")
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
+    hidden = reports.hide_progress() if progress is None else not progress
     with torch.inference_mode(), _no_garbage_collection():
         for name in names:
             for _ in range(warmup):
                 candidates[name]()
-        for i in tqdm(range(rounds), desc="timing", unit="round", disable=not progress):
+        for i in tqdm(range(rounds), desc="timing", unit="round", disable=hidden):
             shift = i % len(names)
             for name in names[shift:] + names[:shift]:
                 start = time.perf_counter()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from tqdm.auto import tqdm
 
-from qhelpers import models
+from qhelpers import models, reports
 
 
 class CalibrationError(ValueError):
@@ -54,7 +54,7 @@ def batch_images(batch: Any) -> Tensor:
     return first
 
 
-def calibrate(model: nn.Module, loader: Iterable[Any], *, progress: bool = True) -> int:
+def calibrate(model: nn.Module, loader: Iterable[Any], *, progress: bool | None = None) -> int:
     """Run every batch of a loader through a prepared model.
 
     The batches are dropped as soon as they have been seen, so memory does not grow with their number.
@@ -62,7 +62,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], *, progress: bool = True)
     Args:
         model: a model in evaluation mode after ``prepare``.
         loader: yields tensors ``(n, …)`` or ``(tensor, label)``.
-        progress: show a progress bar.
+        progress: show a progress bar; if None, unless the book is being built.
 
     Returns:
         The number of samples seen.
@@ -81,8 +81,9 @@ def calibrate(model: nn.Module, loader: Iterable[Any], *, progress: bool = True)
         raise NoObserversError("The model has no observers: set a qconfig and call prepare before calibrating.")
     models.require_eval(model)
     seen = 0
+    hidden = reports.hide_progress() if progress is None else not progress
     with torch.inference_mode():
-        for batch in tqdm(loader, desc="calibrating", unit="batch", disable=not progress):
+        for batch in tqdm(loader, desc="calibrating", unit="batch", disable=hidden):
             images = batch_images(batch)
             if len(images):
                 model(images)

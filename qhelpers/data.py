@@ -48,7 +48,7 @@ def read_image(source: str | Path | IO[bytes]) -> Image.Image:
         raise ImageError(f"{name} cannot be read as an image: there is no such file.") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} cannot be read as an image: its format is not known.") from error
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"{name} cannot be read as an image: {error}.") from error
 
 

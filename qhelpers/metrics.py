@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from scipy.stats import binomtest
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from qhelpers import models, reports
 
 Classifier = Callable[[Tensor], Tensor]
 
@@ -50,10 +53,15 @@ def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float,
     return 100 * float(bounds.low), 100 * float(bounds.high)
 
 
-def _count(loader: Iterable[tuple[Tensor, Tensor]], hits: Callable[[Tensor, Tensor], Tensor]) -> Share:
+def _count(
+    loader: Iterable[tuple[Tensor, Tensor]], hits: Callable[[Tensor, Tensor], Tensor], *used: Classifier
+) -> Share:
+    for model in used:
+        if isinstance(model, nn.Module):
+            models.require_eval(model)
     found = n = 0
     with torch.inference_mode():
-        for images, labels in loader:
+        for images, labels in tqdm(loader, desc="measuring", unit="batch", disable=reports.hide_progress()):
             found += int(hits(images, labels).sum())
             n += len(images)
     if n == 0:
@@ -70,11 +78,12 @@ def top1(model: Classifier, loader: Iterable[tuple[Tensor, Tensor]]) -> Share:
 
     Raises:
         ValueError: if the loader is empty.
+        TrainingModeError: if a module is in training mode; its figures would be of another model.
 
     >>> print(top1(lambda x: x, [(torch.eye(4), torch.tensor([0, 1, 2, 0]))]))
     75.0 % (30.1 to 95.4, n = 4)
     """
-    return _count(loader, lambda images, labels: model(images).argmax(1) == labels)
+    return _count(loader, lambda images, labels: model(images).argmax(1) == labels, model)
 
 
 def agreement(one: Classifier, other: Classifier, loader: Iterable[Any]) -> Share:
@@ -82,11 +91,12 @@ def agreement(one: Classifier, other: Classifier, loader: Iterable[Any]) -> Shar
 
     Raises:
         ValueError: if the loader is empty.
+        TrainingModeError: if a module is in training mode; its figures would be of another model.
 
     >>> agreement(lambda x: x, lambda x: -x, [(torch.eye(2), None)]).percent
     0.0
     """
-    return _count(loader, lambda images, _: one(images).argmax(1) == other(images).argmax(1))
+    return _count(loader, lambda images, _: one(images).argmax(1) == other(images).argmax(1), one, other)
 
 
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:

@@ -1,14 +1,9 @@
-"""Networks and checkpoints: the digits model, the published int8 MobileNetV2, and guards for both."""
+"""Networks and checkpoints: guards, safe loading, the digits models and torchvision's builders."""
 
 import difflib
 import hashlib
-import os
-import tempfile
-import threading
-import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +16,6 @@ from torchvision.models import quantization as tvq
 from qhelpers import engines
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
-OFFICIAL = tvq.MobileNet_V2_QuantizedWeights.IMAGENET1K_QNNPACK_V1
 
 
 class CheckpointError(RuntimeError):
@@ -58,7 +52,10 @@ def require_eval(model: nn.Module) -> nn.Module:
     training = [
         name or "(whole model)"
         for name, module in model.named_modules()
-        if module.training and (module is model or isinstance(module, (_BatchNorm, _DropoutNd)))
+        if module.training
+        and (module is model or isinstance(module, (_BatchNorm, _DropoutNd)))
+        # convert makes dropouts that never drop and leaves their flag on
+        and not isinstance(module, nn.quantized.Dropout)
     ]
     if training:
         shown = ", ".join(training[:3]) + (", …" if len(training) > 3 else "")
@@ -102,7 +99,11 @@ def require_quantized(model: nn.Module) -> nn.Module:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Hexadecimal SHA-256 of a file's bytes.
+
+    >>> sha256(WEIGHTS_FOLDER / "digits_float.pt") == recorded_sums()["digits_float.pt"]
+    True
+    """
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -125,18 +126,25 @@ def load_state(path: Path, expected_sha256: str | None = None) -> dict[str, Any]
 
     Raises:
         CheckpointError: if the file is missing, has another hash, is damaged, or holds no state_dict.
+
+    >>> load_state(WEIGHTS_FOLDER / "digits_int8_qnnpack.pt")["features.0.0.weight"].dtype
+    torch.qint8
     """
-    if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint {path}.")
-    if expected_sha256 is not None and (actual := sha256(path)) != expected_sha256:
+    try:
+        actual = sha256(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"There is no checkpoint {path}.") from error
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error.strerror}.") from error
+    if expected_sha256 not in (None, actual):
         raise CheckpointError(
-            f"{path.name} has SHA-256 {actual[:12]}…, recorded is {expected_sha256[:12]}…: "
+            f"{path.name} has SHA-256 {actual[:12]}…, recorded is {str(expected_sha256)[:12]}…: "
             f"restore the file from version control."
         )
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged archive fails in many ways: zip, pickle, end of file, safety check
-        raise CheckpointError(f"{path.name} cannot be read as a checkpoint: {_first_line(error)}") from error
+        raise CheckpointError(f"{path.name} cannot be read as a checkpoint: {first_line(error)}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path.name} holds a {type(state).__name__}, not a state_dict.")
     return state
@@ -147,23 +155,37 @@ def load_into(model: nn.Module, state: dict[str, Any], name: str) -> nn.Module:
 
     Raises:
         CheckpointError: if keys are missing, left over, or of another shape.
+
+    >>> load_into(nn.PReLU(), {"weight": torch.ones(1)}, "one weight").training
+    False
     """
     try:
         model.load_state_dict(state)
     except Exception as error:  # quantized modules raise KeyError or AttributeError where float ones report
         raise CheckpointError(
-            f"{name} does not fit this {type(model).__name__}: {type(error).__name__}: {_first_line(error)}"
+            f"{name} does not fit this {type(model).__name__}: {type(error).__name__}: {first_line(error)}"
         ) from error
     return model.eval()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first two lines of an error's message in one, or its type where it says nothing.
+
+    >>> first_line(ValueError("one\\n  two\\nthree"))
+    'one two'
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__
 
 
-def _skeleton(num_classes: int, quantize: bool) -> nn.Module:
-    """torchvision's quantizable MobileNetV2 with random weights; engine and random state restored."""
+def skeleton(num_classes: int, quantize: bool) -> nn.Module:
+    """torchvision's quantizable MobileNetV2 with random weights, to load a state_dict into.
+
+    The engine, which the builder sets, and the random state are restored.
+
+    >>> len(int8_modules(skeleton(10, quantize=True)))
+    53
+    """
     with engines.preserved_engine(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="must run observer")  # unused skip additions: harmless
         model: nn.Module = tvq.mobilenet_v2(weights=None, num_classes=num_classes, quantize=quantize)
@@ -181,7 +203,7 @@ def load_digits_float() -> nn.Module:
     """
     name = "digits_float.pt"
     state = load_state(WEIGHTS_FOLDER / name, recorded_sums().get(name))
-    return load_into(_skeleton(10, quantize=False), state, name)
+    return load_into(skeleton(10, quantize=False), state, name)
 
 
 def load_digits_int8(engine: str = "qnnpack") -> nn.Module:
@@ -200,113 +222,9 @@ def load_digits_int8(engine: str = "qnnpack") -> nn.Module:
     name = "digits_int8_qnnpack.pt"
     engines.check_engine(engine)
     state = load_state(WEIGHTS_FOLDER / name, recorded_sums().get(name))
-    model = _skeleton(10, quantize=True)
+    model = skeleton(10, quantize=True)
     with engines.using_engine(engine):
         return load_into(model, state, name)
-
-
-# --- the published model -----------------------------------------------------------------------------
-
-
-@dataclass
-class Pretrained:
-    """What :func:`pretrained_mobilenet_v2` found."""
-
-    model: nn.Module
-    source: str  # "hub cache", "download" or "built-in"
-    categories: list[str]
-    image_size: int  # height and width in pixels of the input that the weights were made for
-    notes: list[str] = field(default_factory=list)  # what was tried and why it was passed over
-    waited_s: float = 0.0  # seconds spent on the network
-    in_cache: bool = False  # whether torchvision's own builder will find these weights in the hub cache
-
-    @property
-    def is_imagenet(self) -> bool:
-        """Whether these are the published ImageNet weights."""
-        return self.source != "built-in"
-
-
-def pretrained_mobilenet_v2(timeout_s: float = 20.0) -> Pretrained:
-    """The published int8 MobileNetV2 if it can be had, else the built-in int8 digits model.
-
-    Tried in this order: torch's hub cache (``torch.hub.get_dir()``), a download that is given up after
-    ``timeout_s`` seconds, the committed digits model. A file in the cache that cannot be used is left
-    where it is; a download is hash-checked before it is renamed into place.
-
-    >>> found = pretrained_mobilenet_v2(timeout_s=0)
-    >>> found.source in ("hub cache", "built-in"), found.model.training
-    (True, False)
-    """
-    notes: list[str] = []
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / OFFICIAL.url.rsplit("/", 1)[1]
-    if cached.is_file():
-        try:
-            return _published(load_state(cached), "hub cache", notes, in_cache=True)
-        except CheckpointError as error:
-            notes.append(f"The cached file was left in place and passed over. {error}")
-    started = time.monotonic()
-    try:
-        state, kept = _download(OFFICIAL.url, cached, timeout_s, notes)
-        return _published(state, "download", notes, time.monotonic() - started, kept)
-    except (CheckpointError, OSError) as error:
-        notes.append(f"No download from {OFFICIAL.url.split('/')[2]}. {error}")
-    waited = time.monotonic() - started
-    classes = [str(digit) for digit in range(10)]
-    return Pretrained(load_digits_int8(), "built-in", classes, 96, notes, waited)
-
-
-def _published(
-    state: dict[str, Any], source: str, notes: list[str], waited_s: float = 0.0, in_cache: bool = False
-) -> Pretrained:
-    model = _skeleton(1000, quantize=True)
-    with engines.using_engine(OFFICIAL.meta["backend"]):  # the engine decides how the weights are packed
-        load_into(model, state, "The checkpoint")
-    return Pretrained(model, source, list(OFFICIAL.meta["categories"]), 224, notes, waited_s, in_cache)
-
-
-def _download(url: str, target: Path, timeout_s: float, notes: list[str]) -> tuple[dict[str, Any], bool]:
-    """Fetch a state_dict and keep it as ``target``, unless something is there or the folder is not writable.
-
-    Returns:
-        The state_dict, and whether it was kept.
-    """
-    if timeout_s <= 0:
-        raise CheckpointError("Downloads are switched off (timeout_s=0).")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix="incomplete-", ignore_cleanup_errors=True)
-    except OSError as error:
-        notes.append(f"The cache {target.parent} cannot be written ({error.strerror}): nothing is kept in it.")
-        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    with folder as name:
-        part = Path(name) / target.name
-        _fetch(url, part, timeout_s)
-        state = load_state(part)
-        keep = part.parent.parent == target.parent and not target.exists()
-        if keep:
-            os.replace(part, target)
-        return state, keep
-
-
-def _fetch(url: str, part: Path, timeout_s: float) -> None:
-    """Download in a thread that is left behind at the deadline: name look-ups know no time limit."""
-    hash_prefix = url.rsplit("-", 1)[-1].rsplit("_", 1)[-1].split(".")[0]
-    outcome: list[Exception | None] = []
-
-    def work() -> None:
-        try:
-            torch.hub.download_url_to_file(url, str(part), hash_prefix=hash_prefix, progress=False)
-            outcome.append(None)
-        except Exception as error:  # handed over to the waiting thread, whatever it is
-            outcome.append(error)
-
-    thread = threading.Thread(target=work, daemon=True, name="bounded-download")
-    thread.start()
-    thread.join(timeout_s)
-    if not outcome:
-        raise CheckpointError(f"Given up after {timeout_s:.0f} s without an answer.")
-    if outcome[0] is not None:
-        raise CheckpointError(f"{type(outcome[0]).__name__}: {_first_line(outcome[0])}") from outcome[0]
 
 
 # --- builders ----------------------------------------------------------------------------------------

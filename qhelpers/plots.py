@@ -46,6 +46,10 @@ def new_figure(width: float = 7.0, height: float = 3.0, **subplots: Any) -> tupl
     Args:
         width, height: in inches.
         subplots: passed on to ``Figure.subplots``.
+
+    >>> figure, axes = new_figure(4, 3, ncols=2)
+    >>> len(axes)
+    2
     """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
@@ -57,6 +61,9 @@ def svg(figure: Figure, alt: str) -> str:
 
     Raises:
         FigureError: if the alt text is empty.
+
+    >>> "currentColor" in svg(new_figure()[0], "An empty plot.")
+    True
     """
     _require(alt, "alt text")
     buffer = io.StringIO()
@@ -84,6 +91,9 @@ def photo(pixels: np.ndarray, alt: str, width: int = 320) -> str:
 
     Raises:
         FigureError: if the alt text is empty.
+
+    >>> photo(np.zeros((8, 8), np.uint8), "A black square.")[:26]
+    '<img alt="A black square."'
     """
     _require(alt, "alt text")
     picture = Image.fromarray(pixels).convert("RGB")
@@ -145,6 +155,10 @@ def horizontal_bars(
         digits: decimals of the written values.
         reference: where to draw a dashed line.
         width: of the figure in inches.
+
+    >>> figure = horizontal_bars(["float", "int8"], [1.0, 2.0], [FLOAT, INT8], label="speed")
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['1.00', '2.00']
     """
     figure, axes = new_figure(width, 0.6 + 0.38 * len(names))
     positions = range(len(names))
@@ -173,6 +187,10 @@ def weight_histogram(codes: np.ndarray, title: str, note: str) -> Figure:
     Args:
         codes: integers from -128 to 127, any shape.
         title, note: written above the plot.
+
+    >>> figure = weight_histogram(np.array([-128, 0, 127]), "three", "codes")
+    >>> sum(round(bar.get_height()) for bar in figure.axes[0].patches)
+    99
     """
     figure, axes = new_figure(7, 2.6)
     counts, edges = np.histogram(codes, bins=np.arange(-128, 130, 4))

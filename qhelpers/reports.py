@@ -27,7 +27,11 @@ class ClaimError(ValueError):
 
 @cache
 def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as the system gives it.
+
+    >>> len(cpu_name()) > 0
+    True
+    """
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():
@@ -56,6 +60,10 @@ def start(seed: int = 0) -> None:
 
     The eager quantization API, its tensor types and TorchScript announce their end at every call, and
     ``torch.load`` warns about its own storage class. These warnings, and no others, are hidden.
+
+    >>> with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    ...     start()  # doctest: +ELLIPSIS
+    Python ...
     """
     torch.manual_seed(seed)
     warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
@@ -63,6 +71,15 @@ def start(seed: int = 0) -> None:
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
     warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
     print(environment())
+
+
+def hide_progress() -> bool:
+    """Whether progress bars stay hidden: while the book is built, since a page cannot show them move.
+
+    >>> hide_progress() == ("QHELPERS_RESULTS" in os.environ)
+    True
+    """
+    return "QHELPERS_RESULTS" in os.environ
 
 
 @dataclass
@@ -123,13 +140,23 @@ def results_folder() -> Path:
 
     The book's runner names a folder for each notebook in ``QHELPERS_RESULTS``; a notebook that is run by
     hand writes to ``build/results/by-hand`` of the checkout.
+
+    >>> results_folder().name in ("by-hand", "results")
+    True
     """
     named = os.environ.get("QHELPERS_RESULTS")
     return Path(named) if named else ALL_RESULTS / "by-hand"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file completely or not at all."""
+    """Write a text file completely or not at all.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_whole(Path(folder) / "new" / "a.txt", "all of it")
+    ...     (Path(folder) / "new" / "a.txt").read_text()
+    'all of it'
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text)
@@ -137,7 +164,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def record(name: str, values: dict[str, str | float | int | bool]) -> None:
-    """Keep values of the running chapter in its results folder, for other pages and for the tests."""
+    """Keep values of the running chapter in its results folder, for other pages and for the tests.
+
+    >>> record("doctest", {"n": 1})
+    >>> json.loads((results_folder() / "doctest.json").read_text())
+    {'n': 1}
+    """
     write_whole(results_folder() / f"{name}.json", json.dumps(values, indent=1))
 
 
@@ -153,6 +185,11 @@ class Claim:
 
     Raises:
         ClaimError: for an id or verdict that does not exist, or an explanation that is missing.
+
+    >>> Claim("R100", measured="nothing", verdict="holds")
+    Traceback (most recent call last):
+        ...
+    qhelpers.reports.ClaimError: There is no claim 'R100'; the ids are R1 to R27 and V1 to V30.
     """
 
     id: str
@@ -175,19 +212,31 @@ class Claim:
         return claim_box(asdict(self))
 
 
-def claim_box(claim: dict[str, str]) -> str:
-    """The box in which a claim is shown, as HTML; ``claim`` is a :class:`Claim` as a dictionary."""
+def claim_box(claim: dict[str, str], footer: str = "") -> str:
+    """The box in which a claim is shown, as HTML.
+
+    Args:
+        claim: the fields of a :class:`Claim`.
+        footer: more HTML for the end of the box.
+
+    >>> "R10 · holds" in claim_box({"id": "R10", "measured": "yes", "verdict": "holds", "because": ""})
+    True
+    """
     name, verdict, because = claim["id"], claim["verdict"], claim["because"]
     explained = f"<p><b>{verdict.capitalize()}:</b> {as_html(because)}</p>" if because else ""
     return (
         f'<div class="qb-claim qb-{verdict.replace(" ", "-")}">'
         f'<p><span class="qb-verdict">{name} · {verdict}</span> <i>{as_html(statements()[name]["statement"])}</i></p>'
-        f"<p><b>Measured:</b> {as_html(claim['measured'])}</p>{explained}</div>"
+        f"<p><b>Measured:</b> {as_html(claim['measured'])}</p>{explained}{footer}</div>"
     )
 
 
 def as_html(words: str) -> str:
-    """Escaped text in which `backticks` become code."""
+    """Escaped text in which backticks become code.
+
+    >>> as_html("`a` < b")
+    '<code>a</code> &lt; b'
+    """
     parts = html.escape(words).split("`")
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
 
@@ -200,6 +249,9 @@ def recorded_claims(folder: Path = ALL_RESULTS) -> dict[str, dict[str, str]]:
 
     Raises:
         ClaimError: if a file there is no record of a claim.
+
+    >>> recorded_claims(Path("no-such-folder"))
+    {}
     """
     found = {}
     paths = sorted(folder.glob("*/claim-*.json"), key=lambda path: path.parent.name != "by-hand")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qhelpers import models, reports
+from qhelpers import published, reports
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def nothing_global_left_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty torch hub; returns where the published weights would lie."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
-    return tmp_path / "torch_home" / "hub" / "checkpoints" / models.OFFICIAL.url.rsplit("/", 1)[1]
+    return tmp_path / "torch_home" / "hub" / "checkpoints" / published.OFFICIAL.url.rsplit("/", 1)[1]
 
 
 @pytest.fixture

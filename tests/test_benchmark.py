@@ -24,7 +24,7 @@ def test_warmup_runs_are_not_timed() -> None:
         if next(calls) < 2:
             time.sleep(0.05)
 
-    result = benchmark.compare_latency({"a": slow_at_first}, rounds=5, warmup=2, progress=False)
+    result = benchmark.compare_latency({"a": slow_at_first}, rounds=2, warmup=2, progress=False)
     assert result["a"].median_ms < 20
 
 
@@ -56,3 +56,8 @@ def test_impossible_repetitions_are_rejected(arguments: dict[str, int], words: s
 def test_no_candidate_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least one candidate"):
         benchmark.compare_latency({})
+
+
+def test_a_progress_bar_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark.compare_latency({"a": lambda: None}, rounds=2, progress=True)
+    assert "timing" in capsys.readouterr().err

@@ -31,7 +31,7 @@ def test_calibrate_counts_samples_and_fills_observers() -> None:
 
 
 def test_calibrate_shows_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    calibration.calibrate(prepared(), [torch.zeros(1, 3, 8, 8)])
+    calibration.calibrate(prepared(), [torch.zeros(1, 3, 8, 8)], progress=True)
     assert "calibrating" in capsys.readouterr().err
 
 

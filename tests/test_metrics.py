@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from qhelpers import metrics
+from qhelpers import metrics, models
 
 
 def test_wilson_interval_matches_the_formula() -> None:
@@ -45,3 +45,11 @@ def test_sqnr_of_equal_tensors_is_infinite() -> None:
 def test_sqnr_rejects_different_shapes() -> None:
     with pytest.raises(ValueError, match="Shapes differ"):
         metrics.sqnr_db(torch.ones(3), torch.ones(4))
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    batch = [(torch.eye(3), torch.tensor([0, 1, 2]))]
+    model = torch.nn.Sequential(torch.nn.Dropout())
+    for measure in (lambda: metrics.top1(model, batch), lambda: metrics.agreement(lambda x: x, model, batch)):
+        with pytest.raises(models.TrainingModeError, match="training mode"):
+            measure()

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from qhelpers import engines, models
+from qhelpers import engines, models, published
 
 
 def published_stand_in() -> dict[str, torch.Tensor]:
     """An int8 state_dict with the keys of the published one (random weights)."""
-    return models._skeleton(1000, quantize=True).state_dict()
+    return models.skeleton(1000, quantize=True).state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 def pretend_address(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     class Official:
-        meta = models.OFFICIAL.meta
+        meta = published.OFFICIAL.meta
 
     Official.url = url  # type: ignore[attr-defined]
-    monkeypatch.setattr(models, "OFFICIAL", Official)
+    monkeypatch.setattr(published, "OFFICIAL", Official)
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -109,6 +109,15 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         models.load_state(tmp_path / "gone.pt")
 
 
+def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(models.CheckpointError, match=r"locked\.pt cannot be read: Permission denied"):
+        models.load_state(tmp_path / "locked.pt")
+
+
 @pytest.mark.parametrize("cut", [0, 100, 5000])
 def test_a_truncated_file_is_refused(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "cut.pt"
@@ -139,7 +148,7 @@ def test_weights_of_another_model_are_refused() -> None:
 def test_int8_weights_do_not_fit_a_float_network() -> None:
     state = models.load_state(models.WEIGHTS_FOLDER / "digits_int8_qnnpack.pt")
     with pytest.raises(models.CheckpointError, match="does not fit"):
-        models.load_into(models._skeleton(10, quantize=False), state, "int8")
+        models.load_into(models.skeleton(10, quantize=False), state, "int8")
 
 
 # --- guards ------------------------------------------------------------------------------------------
@@ -179,7 +188,7 @@ def test_int8_model_for_an_engine_that_is_absent(monkeypatch: pytest.MonkeyPatch
 def test_the_cache_comes_first(empty_hub: Path, stand_in_file: Path) -> None:
     empty_hub.parent.mkdir(parents=True)
     empty_hub.write_bytes(stand_in_file.read_bytes())
-    found = models.pretrained_mobilenet_v2(timeout_s=0)
+    found = published.pretrained_mobilenet_v2(timeout_s=0)
     assert (found.source, found.notes, found.in_cache) == ("hub cache", [], True)
     assert len(found.categories) == 1000
 
@@ -194,7 +203,7 @@ def test_a_bad_file_in_the_cache_is_reported_and_left(empty_hub: Path, stand_in_
         del state["features.0.0.scale"]
         torch.save(state, empty_hub)
     content = empty_hub.read_bytes()
-    found = models.pretrained_mobilenet_v2(timeout_s=0)
+    found = published.pretrained_mobilenet_v2(timeout_s=0)
     assert found.source == "built-in"
     assert "left in place and passed over" in found.notes[0]
     assert empty_hub.read_bytes() == content
@@ -204,20 +213,20 @@ def test_a_good_download_is_renamed_into_place(
     tmp_path: Path, empty_hub: Path, stand_in_file: Path, serve: Callable[..., None]
 ) -> None:
     serve(stand_in_file.read_bytes())
-    found = models.pretrained_mobilenet_v2(timeout_s=20)
+    found = published.pretrained_mobilenet_v2(timeout_s=20)
     assert (found.source, found.in_cache) == ("download", True)
-    assert leftovers(empty_hub.parent) == [models.OFFICIAL.url.rsplit("/", 1)[1]]
-    assert models.pretrained_mobilenet_v2(timeout_s=0).source == "hub cache"
+    assert leftovers(empty_hub.parent) == [published.OFFICIAL.url.rsplit("/", 1)[1]]
+    assert published.pretrained_mobilenet_v2(timeout_s=0).source == "hub cache"
 
 
 def test_a_bad_file_in_the_cache_survives_a_good_download(
     empty_hub: Path, stand_in_file: Path, serve: Callable[..., None]
 ) -> None:
     serve(stand_in_file.read_bytes())
-    bad = empty_hub.with_name(models.OFFICIAL.url.rsplit("/", 1)[1])
+    bad = empty_hub.with_name(published.OFFICIAL.url.rsplit("/", 1)[1])
     bad.parent.mkdir(parents=True)
     bad.write_bytes(b"bad")
-    found = models.pretrained_mobilenet_v2(timeout_s=20)
+    found = published.pretrained_mobilenet_v2(timeout_s=20)
     assert (found.source, found.in_cache) == ("download", False)
     assert bad.read_bytes() == b"bad"
 
@@ -226,7 +235,7 @@ def test_a_download_with_another_hash_is_not_kept(
     empty_hub: Path, stand_in_file: Path, serve: Callable[..., None]
 ) -> None:
     serve(stand_in_file.read_bytes(), digest="0" * 64)
-    found = models.pretrained_mobilenet_v2(timeout_s=20)
+    found = published.pretrained_mobilenet_v2(timeout_s=20)
     assert found.source == "built-in"
     assert "invalid hash value" in found.notes[-1]
     assert leftovers(empty_hub.parent) == []
@@ -235,7 +244,7 @@ def test_a_download_with_another_hash_is_not_kept(
 def test_a_half_written_download_is_not_kept(empty_hub: Path, stand_in_file: Path, serve: Callable[..., None]) -> None:
     body = stand_in_file.read_bytes()
     serve(body[: len(body) // 2], declared=len(body), digest=hashlib.sha256(body).hexdigest())
-    found = models.pretrained_mobilenet_v2(timeout_s=20)
+    found = published.pretrained_mobilenet_v2(timeout_s=20)
     assert found.source == "built-in"
     assert leftovers(empty_hub.parent) == []
 
@@ -244,9 +253,9 @@ def test_a_server_that_does_not_answer_is_given_up(
     empty_hub: Path, stand_in_file: Path, serve: Callable[..., None]
 ) -> None:
     serve(stand_in_file.read_bytes(), wait_s=5)
-    found = models.pretrained_mobilenet_v2(timeout_s=1)
+    found = published.pretrained_mobilenet_v2(timeout_s=1)
     assert found.source == "built-in"
-    assert "Given up after 1 s" in found.notes[-1]
+    assert "given up after 1 s" in found.notes[-1]
     assert 1 <= found.waited_s < 3
     assert leftovers(empty_hub.parent) == []
 
@@ -256,7 +265,7 @@ def test_a_refused_connection_falls_back(empty_hub: Path, monkeypatch: pytest.Mo
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     pretend_address(monkeypatch, f"http://127.0.0.1:{port}/mobilenet_v2_qnnpack_00000000.pth")
-    found = models.pretrained_mobilenet_v2(timeout_s=10)
+    found = published.pretrained_mobilenet_v2(timeout_s=10)
     assert (found.source, found.is_imagenet, found.image_size) == ("built-in", False, 96)
     assert "refused" in found.notes[-1]
 
@@ -267,7 +276,7 @@ def test_a_cache_that_cannot_be_written_costs_only_the_keeping(
     serve(stand_in_file.read_bytes())
     (tmp_path / "a_file").write_text("in the way")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "a_file"))
-    found = models.pretrained_mobilenet_v2(timeout_s=20)
+    found = published.pretrained_mobilenet_v2(timeout_s=20)
     assert (found.source, found.in_cache) == ("download", False)
     assert "cannot be written" in found.notes[0]
 
@@ -276,14 +285,14 @@ def test_no_write_permission_in_the_cache(
     empty_hub: Path, stand_in_file: Path, serve: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve(stand_in_file.read_bytes())
-    real = models.tempfile.TemporaryDirectory
+    real = published.tempfile.TemporaryDirectory
 
     def refuse(dir: Path | None = None, **options: object) -> object:
         if dir is not None:
             raise PermissionError(13, "Permission denied")
         return real(**options)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(models.tempfile, "TemporaryDirectory", refuse)
-    found = models.pretrained_mobilenet_v2(timeout_s=20)
+    monkeypatch.setattr(published.tempfile, "TemporaryDirectory", refuse)
+    found = published.pretrained_mobilenet_v2(timeout_s=20)
     assert found.source == "download"
     assert "Permission denied" in found.notes[0]

@@ -98,3 +98,12 @@ def test_widgets_show_their_first_frame_without_script(browser: Any) -> None:
             assert [frame.is_visible() for frame in frames] == [True] + [False] * (len(frames) - 1)
             assert not slider.query_selector("label").is_visible()
     context.close()
+
+
+def test_the_book_has_widgets_for_these_tests(page: Any) -> None:
+    found = {".qb-slider": 0, ".qb-switcher": 0}
+    for source in toc_pages():
+        page.goto(address(source))
+        for kind in found:
+            found[kind] += len(page.query_selector_all(kind))
+    assert min(found.values()) >= 1

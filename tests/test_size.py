@@ -50,3 +50,8 @@ def test_resident_memory_names_the_failure() -> None:
 def test_resident_memory_rejects_zero_copies() -> None:
     with pytest.raises(ValueError, match="copies must be positive"):
         size.resident_memory("model = None", (1,), copies=0)
+
+
+def test_resident_memory_ends_a_process_that_hangs() -> None:
+    with pytest.raises(size.MeasurementError, match="was ended after 1 s"):
+        size.resident_memory("import time; time.sleep(60)", (1,), timeout_s=1)

@@ -21,12 +21,17 @@ SITE = ROOT / "_build" / "html"
 STAMP = BUILD / "site.sha256"
 
 
-def stage() -> None:
-    """Lay out what jupyter-book reads: pages, executed notebooks, and execution switched off."""
+def stage(other_copies: dict[str, Path] | None = None) -> None:
+    """Lay out what jupyter-book reads: pages, executed notebooks, and execution switched off.
+
+    Args:
+        other_copies: executed notebooks to take instead, by name without ending.
+    """
     shutil.rmtree(STAGE, ignore_errors=True)
     shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints"))
     for source in notebooks():
-        executed = json.loads((EXECUTED / source.name).read_text())
+        copy = (other_copies or {}).get(source.stem, EXECUTED / source.name)
+        executed = json.loads(copy.read_text())
         executed["metadata"].pop("widgets", None)  # its players would be asked of another host
         target = STAGE / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,6 +55,22 @@ def build() -> Path:
     return STAGE / "_build" / "html"
 
 
+def check(new: Path) -> None:
+    """Refuse a site that has problems.
+
+    Raises:
+        SystemExit: naming them all.
+    """
+    found = problems(new, [page.relative_to(ROOT) for page in toc_pages()])
+    if found:
+        raise SystemExit("The new site was not published:\n" + "\n".join(found))
+
+
+def published_pages() -> str:
+    """Hash of the pages that stand in the site's place: another build may have written over them."""
+    return hash_files(SITE.rglob("*.html"))
+
+
 def replace_site(new: Path) -> None:
     """Let the new site take the place of the previous one."""
     SITE.parent.mkdir(exist_ok=True)
@@ -69,17 +90,15 @@ def main() -> None:
     inputs = [*files_below(ROOT / "book"), *files_below(EXECUTED), *files_below(ROOT / "tools")]
     inputs += [ROOT / "_config.yml", ROOT / "_toc.yml", ROOT / "requirements.txt"]
     digest = hash_files(inputs)
-    if SITE.is_dir() and STAMP.is_file() and STAMP.read_text() == digest:
+    if STAMP.is_file() and STAMP.read_text() == f"{digest} {published_pages()}":
         print("site: unchanged")
     else:
         STAMP.unlink(missing_ok=True)
         stage()
         new = build()
-        found = problems(new, [page.relative_to(ROOT) for page in toc_pages()])
-        if found:
-            raise SystemExit("The new site was not published:\n" + "\n".join(found))
+        check(new)
         replace_site(new)
-        STAMP.write_text(digest)
+        STAMP.write_text(f"{digest} {published_pages()}")
     print(f"The book: {SITE / 'index.html'}")
 
 

@@ -34,10 +34,16 @@ def weights_source() -> str:
 
 def inputs_hash(notebook: Path) -> str:
     """Hash of everything that decides what a notebook's outputs are."""
+    return f"{project_hash(notebook)} {weights_source()}"
+
+
+def project_hash(notebook: Path) -> str:
+    """The part of the inputs that belongs to the project, and the version of Python."""
     paths = [notebook, ROOT / "requirements.txt", Path(__file__), *files_below(ROOT / "qhelpers")]
+    paths += files_below(ROOT / "training" / "results")
     if gathers_results(notebook):
         paths += [path for path in files_below(RESULTS) if path.parent.name not in (notebook.stem, "by-hand")]
-    return hash_files(paths, platform.python_version(), weights_source())
+    return hash_files(paths, platform.python_version())
 
 
 def stamp_file(notebook: Path) -> Path:
@@ -79,7 +85,7 @@ def run(notebook: Path, folder: Path, extra_env: dict[str, str] | None = None) -
 
 def run_and_keep(notebook: Path) -> bool:
     """Run a notebook and, if it passes, let its copy and results replace the previous ones."""
-    before = inputs_hash(notebook)
+    before = project_hash(notebook)
     folder = BUILD / "running" / notebook.stem
     code, seconds = run(notebook, folder)
     if code != 0:
@@ -92,7 +98,9 @@ def run_and_keep(notebook: Path) -> bool:
         RESULTS.mkdir(parents=True, exist_ok=True)
         os.replace(folder / "results", RESULTS / notebook.stem)
     part = stamp_file(notebook).with_suffix(".part")
-    part.write_text(json.dumps({"hash": before, "seconds": round(seconds, 1)}))
+    # A notebook may fill the hub cache itself; that must not make its copy stale.
+    inputs = f"{before} {weights_source()}"
+    part.write_text(json.dumps({"hash": inputs, "seconds": round(seconds, 1)}))
     os.replace(part, stamp_file(notebook))
     return True
 

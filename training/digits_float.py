@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.models import quantization as tvq
 from tqdm import tqdm
 
-from qhelpers import data, models
+from qhelpers import data, models, published
 from training import common
 
 EPOCHS, BATCH = 5, 32
@@ -70,7 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     state_file = Path(f"build/training/digits_float_seed{arguments.seed}.pt")
     torch.manual_seed(arguments.seed)
-    found = models.pretrained_mobilenet_v2()
+    found = published.pretrained_mobilenet_v2()
     if not found.is_imagenet:
         raise SystemExit("The published weights are needed. " + " ".join(found.notes))
     model = float_from_int8(found.model)

@@ -1,0 +1,118 @@
+"""The int8 MobileNetV2 that PyTorch publishes: from torch's hub cache, a bounded download, or a stand-in."""
+
+import os
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models import quantization as tvq
+
+from qhelpers import engines, models
+
+OFFICIAL = tvq.MobileNet_V2_QuantizedWeights.IMAGENET1K_QNNPACK_V1
+
+
+@dataclass
+class Pretrained:
+    """What :func:`pretrained_mobilenet_v2` found."""
+
+    model: nn.Module
+    source: str  # "hub cache", "download" or "built-in"
+    categories: list[str]
+    image_size: int  # height and width in pixels of the input that the weights were made for
+    notes: list[str] = field(default_factory=list)  # what was tried and why it was passed over
+    waited_s: float = 0.0  # seconds spent on the network
+    in_cache: bool = False  # whether torchvision's own builder will find these weights in the hub cache
+
+    @property
+    def is_imagenet(self) -> bool:
+        """Whether these are the published ImageNet weights."""
+        return self.source != "built-in"
+
+
+def pretrained_mobilenet_v2(timeout_s: float = 20.0) -> Pretrained:
+    """The published int8 MobileNetV2 if it can be had, else the built-in int8 digits model.
+
+    Tried in this order: torch's hub cache (``torch.hub.get_dir()``), a download that is given up after
+    ``timeout_s`` seconds, the committed digits model. A file in the cache that cannot be used is left
+    where it is; a download is hash-checked before it is renamed into place.
+
+    >>> found = pretrained_mobilenet_v2(timeout_s=0)
+    >>> found.source in ("hub cache", "built-in"), found.model.training
+    (True, False)
+    """
+    notes: list[str] = []
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / OFFICIAL.url.rsplit("/", 1)[1]
+    try:
+        if cached.is_file():
+            return _published(models.load_state(cached), "hub cache", notes, in_cache=True)
+    except (models.CheckpointError, OSError) as error:
+        notes.append(f"The cached file was left in place and passed over. {error}")
+    started = time.monotonic()
+    try:
+        state, kept = _download(OFFICIAL.url, cached, timeout_s, notes)
+        return _published(state, "download", notes, time.monotonic() - started, kept)
+    except (models.CheckpointError, OSError) as error:
+        notes.append(f"Nothing usable came from {OFFICIAL.url.split('/')[2]}. {error}")
+    waited = time.monotonic() - started
+    classes = [str(digit) for digit in range(10)]
+    return Pretrained(models.load_digits_int8(), "built-in", classes, 96, notes, waited)
+
+
+def _published(
+    state: dict[str, Any], source: str, notes: list[str], waited_s: float = 0.0, in_cache: bool = False
+) -> Pretrained:
+    model = models.skeleton(1000, quantize=True)
+    with engines.using_engine(OFFICIAL.meta["backend"]):  # the engine decides how the weights are packed
+        models.load_into(model, state, "The checkpoint")
+    return Pretrained(model, source, list(OFFICIAL.meta["categories"]), 224, notes, waited_s, in_cache)
+
+
+def _download(url: str, target: Path, timeout_s: float, notes: list[str]) -> tuple[dict[str, Any], bool]:
+    """Fetch a state_dict and keep it as ``target``, unless something is there or the folder is not writable.
+
+    Returns:
+        The state_dict, and whether it was kept.
+    """
+    if timeout_s <= 0:
+        raise models.CheckpointError("Downloads are switched off (timeout_s=0).")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix="incomplete-", ignore_cleanup_errors=True)
+    except OSError as error:
+        notes.append(f"The cache {target.parent} cannot be written ({error.strerror}): nothing is kept in it.")
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    with folder as name:
+        part = Path(name) / target.name
+        _fetch(url, part, timeout_s)
+        state = models.load_state(part)
+        keep = part.parent.parent == target.parent and not target.exists()
+        if keep:
+            os.replace(part, target)
+        return state, keep
+
+
+def _fetch(url: str, part: Path, timeout_s: float) -> None:
+    """Download in a thread that is left behind at the deadline: name look-ups know no time limit."""
+    hash_prefix = url.rsplit("-", 1)[-1].rsplit("_", 1)[-1].split(".")[0]
+    outcome: list[Exception | None] = []
+
+    def work() -> None:
+        try:
+            torch.hub.download_url_to_file(url, str(part), hash_prefix=hash_prefix, progress=False)
+            outcome.append(None)
+        except Exception as error:  # handed over to the waiting thread, whatever it is
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="bounded-download")
+    thread.start()
+    thread.join(timeout_s)
+    if not outcome:
+        raise models.CheckpointError(f"The download was given up after {timeout_s:.0f} s.")
+    if outcome[0] is not None:
+        raise models.CheckpointError(f"{type(outcome[0]).__name__}: {models.first_line(outcome[0])}") from outcome[0]
