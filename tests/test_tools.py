@@ -11,6 +11,7 @@ import pytest
 
 from tools import build_site, check_site, common, run_notebooks
 
+PROJECT = common.ROOT
 WEIGHTS = "mobilenet_v2_qnnpack_37f702c5.pth"
 PIN = "torch==2.14.1 torchvision==0.29.1"
 
@@ -161,7 +162,7 @@ def small_site(small_book: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(build_site, "STAGE", small_book / "build" / "site")
     monkeypatch.setattr(build_site, "STAMP", small_book / "build" / "site.sha256")
     monkeypatch.setattr(build_site, "SITE", small_book / "_build" / "html")
-    settings = (common.ROOT / "_config.yml").read_text()
+    settings = (PROJECT / "_config.yml").read_text()
     (small_book / "_config.yml").write_text(settings)
     (small_book / "book" / "references.bib").write_text("")
     (small_book / "book" / "_static").mkdir()
