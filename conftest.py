@@ -1,4 +1,4 @@
-"""Fixtures shared by the tests."""
+"""Fixtures shared by the tests and the doctests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +10,17 @@ from qhelpers import published, reports
 
 
 @pytest.fixture(autouse=True)
-def nothing_global_left_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test must leave engine, threads and random state alone, as the helpers promise."""
+def nothing_global_left_changed(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Every test must leave engine, threads and random state alone; doctests may create random weights."""
     monkeypatch.setenv("QHELPERS_RESULTS", str(tmp_path / "results"))
     before = (torch.backends.quantized.engine, torch.get_num_threads())
     random_state = torch.get_rng_state()
     yield
     assert (torch.backends.quantized.engine, torch.get_num_threads()) == before
+    if isinstance(request.node, pytest.DoctestItem):
+        torch.set_rng_state(random_state)
     assert torch.equal(torch.get_rng_state(), random_state), "the global random state was changed"
 
 
