@@ -49,7 +49,7 @@ class Comparison:
 def compare_latency(
     candidates: Mapping[str, Callable[[], Any]],
     *,
-    rounds: int = 30,
+    rounds: int = 60,
     warmup: int = 3,
     progress: bool | None = None,
 ) -> Comparison:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.ao import quantization as tq
 
-from qhelpers import calibration, data, engines, metrics, models
+from qhelpers import data, engines, metrics, models
+from training import collapse
 
 
 @pytest.fixture(scope="module")
@@ -16,14 +17,8 @@ def test_digits() -> list[tuple[Tensor, Tensor]]:
 
 
 def post_training(weight_observer: Callable[[], nn.Module]) -> nn.Module:
-    model = models.load_digits_float()
-    model.fuse_model(is_qat=False)
-    model.qconfig = tq.QConfig(activation=tq.get_default_qconfig("qnnpack").activation, weight=weight_observer)
-    tq.prepare(model, inplace=True)
-    calibration.calibrate(model, data.calibration_batches(256), progress=False)
     with engines.using_engine("qnnpack"):
-        converted: nn.Module = tq.convert(model)
-    return converted
+        return collapse.post_training(models.load_digits_float(), weight_observer)
 
 
 def top1(model: nn.Module, digits: list[tuple[Tensor, Tensor]]) -> float:

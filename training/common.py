@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from qhelpers import data
+from qhelpers import data, metrics
 
 # Applied to each raw digit: rotation in degrees, shift and scale as fractions.
 AUGMENT = v2.RandomAffine(
@@ -38,12 +38,6 @@ def training_batches(batch_size: int, seed: int) -> DataLoader[Any]:
     )
 
 
-@torch.inference_mode()
 def accuracy(model: nn.Module, split: data.Split) -> float:
-    """Top-1 on a split, in percent."""
-    model.eval()
-    right = total = 0
-    for images, labels in data.digit_loader(split, batch_size=100):
-        right += int((model(images).argmax(1) == labels).sum())
-        total += len(labels)
-    return 100 * right / total
+    """Top-1 on a split, in percent; leaves the model in evaluation mode."""
+    return metrics.top1(model.eval(), data.digit_loader(split, batch_size=100)).percent
