@@ -24,6 +24,15 @@ def test_text_takes_the_colour_of_the_page() -> None:
     assert not re.search(r"(fill|stroke): ?#(000000|ffffff)", bars())
 
 
+def test_text_without_a_colour_takes_that_of_the_page() -> None:
+    figure, axes = plots.new_figure()
+    axes.text(0.5, 0.5, "drawn after the style")
+    element = BeautifulSoup(plots.svg(figure, "A word in the middle of a plot."), "html.parser").svg
+    assert element is not None
+    assert element["fill"] == "currentColor"
+    assert not element.find_all(style=re.compile(r"fill: ?#000"))
+
+
 def test_figures_do_not_share_ids() -> None:
     one, two = bars(), bars()
     assert ids(one)
