@@ -76,7 +76,8 @@ def svg(figure: Figure, alt: str) -> str:
     text = re.sub(r'(\bid="|href="#|url\(#)', lambda match: match.group(1) + mark, text)
     width = float(figure.get_figwidth()) * 96
     # Black text has no colour of its own in the SVG, so the root's decides.
-    opening = f'<svg fill="currentColor" role="img" aria-label="{html.escape(alt)}" style="width:100%;max-width:{width:.0f}px;height:auto" '
+    style = f"width:100%;max-width:{width:.0f}px;height:auto"
+    opening = f'<svg fill="currentColor" role="img" aria-label="{html.escape(alt)}" style="{style}" '
     head, rest = text.split(">", 1)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head).replace("<svg ", opening)
     return f"{head}>{rest}"
