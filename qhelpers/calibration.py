@@ -23,6 +23,10 @@ class BatchTypeError(CalibrationError):
     """The loader yielded something that is neither a tensor nor (tensor, label)."""
 
 
+class NotCalibratedError(CalibrationError):
+    """Some observers have seen nothing, so the ranges that they would give are made up."""
+
+
 class NoObserversError(CalibrationError):
     """The model has no observers, so it would learn nothing from the data."""
 
@@ -91,3 +95,38 @@ def calibrate(model: nn.Module, loader: Iterable[Any], *, progress: bool | None 
     if seen == 0:
         raise EmptyLoaderError("The loader yielded no sample: observers that saw nothing give meaningless ranges.")
     return seen
+
+
+def require_calibrated(model: nn.Module) -> nn.Module:
+    """Return the prepared model if the observers behind its layers with weights have seen data.
+
+    Observers of modules without weights may be empty: torchvision's networks leave some additions unused.
+
+    Raises:
+        NoObserversError: if the model was not prepared. PyTorch's ``convert`` would leave it in float.
+        NotCalibratedError: naming the first layers. ``convert`` would only warn, and give them the scale 1.
+
+    >>> require_calibrated(nn.Linear(2, 2))
+    Traceback (most recent call last):
+        ...
+    qhelpers.calibration.NoObserversError: The model has no observers: set a qconfig and call prepare before converting.
+    """
+    if not observers(model):
+        raise NoObserversError("The model has no observers: set a qconfig and call prepare before converting.")
+    empty = []
+    for name in observers(model):
+        owner = name.rpartition(".")[0]
+        if any(True for _ in model.get_submodule(owner).parameters()) and _saw_nothing(model.get_submodule(name)):
+            empty.append(owner)
+    if empty:
+        shown = ", ".join(empty[:3]) + (", …" if len(empty) > 3 else "")
+        raise NotCalibratedError(
+            f"{len(empty)} layers with weights have not been calibrated ({shown}): run calibrate first; if some "
+            f"layers stay empty, the calibration data miss a branch of the model."
+        )
+    return model
+
+
+def _saw_nothing(observer: nn.Module) -> bool:
+    low = getattr(observer, "min_val", None)
+    return isinstance(low, Tensor) and not bool(torch.isfinite(low).any())

@@ -7,14 +7,22 @@ converted or loaded (to pack its weights) and again by some operators at run tim
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 
 KNOWN_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
+# Whether the default qconfig leaves one bit of the activations unused; a test compares it with PyTorch.
+REDUCES_RANGE = {"x86": True, "fbgemm": True, "onednn": False, "qnnpack": False}
 
 
 class EngineError(ValueError):
     """The engine is unknown, or this build of PyTorch was made without it."""
+
+
+class EngineMismatchError(EngineError):
+    """A qconfig was made for other engines than the one that is set."""
 
 
 def available_engines() -> list[str]:
@@ -104,3 +112,38 @@ def preserved_engine() -> Iterator[None]:
         yield
     finally:
         torch.backends.quantized.engine = before
+
+
+def require_matching_engine(model: nn.Module) -> nn.Module:
+    """Return the model if its qconfigs suit the engine that is set; call it before ``convert``.
+
+    The default qconfigs differ in one thing that an engine depends on: those of ``x86`` and ``fbgemm`` leave
+    one bit of the activations unused (``reduce_range``), because their kernels may add products in 16 bits;
+    those of ``qnnpack`` and ``onednn`` do not.
+
+    Raises:
+        EngineMismatchError: if a static qconfig was made for others. PyTorch says nothing.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> model.qconfig = torch.ao.quantization.get_default_qconfig("x86")
+    >>> with using_engine("qnnpack"):
+    ...     require_matching_engine(model)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    qhelpers.engines.EngineMismatchError: The qconfig suits x86 or fbgemm (reduce_range=True), but ...
+    """
+    engine = torch.backends.quantized.engine
+    for module in model.modules():
+        wanted = _reduce_range(getattr(module, "qconfig", None))
+        if wanted is not None and wanted != REDUCES_RANGE.get(engine, wanted):
+            suits = " or ".join(name for name, value in REDUCES_RANGE.items() if value == wanted)
+            raise EngineMismatchError(
+                f"The qconfig suits {suits} (reduce_range={wanted}), but the engine is {engine}: "
+                f"set the engine, or take get_default_qconfig({engine!r})."
+            )
+    return model
+
+
+def _reduce_range(config: Any) -> bool | None:
+    made_with = getattr(getattr(config, "activation", None), "p", None)  # the partial that makes the observer
+    return made_with.keywords.get("reduce_range") if made_with else None

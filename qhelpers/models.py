@@ -64,16 +64,24 @@ def require_eval(model: nn.Module) -> nn.Module:
 
 
 def int8_modules(model: nn.Module) -> list[str]:
-    """Names of the submodules with int8 weights, which a method ``weight()`` unpacks.
+    """Names of the submodules whose weights are 8-bit: convolutions, linear, embedding and recurrent layers.
 
     >>> int8_modules(nn.Sequential(nn.Linear(2, 2)))
     []
     """
-    return [
-        name
-        for name, module in model.named_modules()
-        if type(module).__module__.startswith("torch.ao.nn") and callable(getattr(module, "weight", None))
-    ]
+    return [name for name, module in model.named_modules() if _has_int8_weights(module)]
+
+
+def _has_int8_weights(module: nn.Module) -> bool:
+    if not type(module).__module__.startswith("torch.ao.nn"):
+        return False
+    if callable(getattr(module, "weight", None)):
+        unpacked = [module.weight()]  # type: ignore[operator]
+    elif hasattr(module, "get_weight"):  # recurrent layers have several
+        unpacked = list(module.get_weight().values())  # type: ignore[operator]
+    else:
+        return False
+    return all(weight.dtype in (torch.qint8, torch.quint8) for weight in unpacked)  # float16 is unpacked as float
 
 
 def require_quantized(model: nn.Module) -> nn.Module:

@@ -1,0 +1,95 @@
+"""Checks around a quantization workflow, for mistakes that PyTorch passes over in silence or reports obscurely."""
+
+import difflib
+from collections.abc import Collection
+from typing import Any
+
+from torch import Tensor, nn
+from torch.ao import quantization as tq
+from torch.ao.quantization.quantization_mappings import get_default_dynamic_quant_module_mappings
+
+
+class DynamicSpecError(ValueError):
+    """A part of a ``qconfig_spec`` names nothing that dynamic quantization could change."""
+
+
+class MissingStubsError(RuntimeError):
+    """The model does not say where its tensors become int8 and where they become float again."""
+
+
+def float_layers(model: nn.Module) -> dict[str, int]:
+    """The layers that still hold weights in float, and how many weights each.
+
+    Biases and normalization vectors do not count: they stay in float in every workflow.
+
+    Returns:
+        Name of the module to the number of its own float parameters with two or more dimensions.
+
+    >>> float_layers(tq.quantize_dynamic(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(2, 2))))
+    {'0': 12}
+    """
+    found = {}
+    for name, module in model.named_modules():
+        own = (p for p in module.parameters(recurse=False) if p.ndim >= 2 and type(p.data) is Tensor)
+        if weights := sum(p.numel() for p in own if p.is_floating_point()):
+            found[name] = weights
+    return found
+
+
+def check_dynamic_spec(model: nn.Module, spec: Collection[Any]) -> Collection[Any]:
+    """Return ``qconfig_spec`` if each of its names and types will be quantized dynamically.
+
+    Args:
+        model: the float model.
+        spec: module names and types, as a set or as the keys of a dict of qconfigs.
+
+    Raises:
+        DynamicSpecError: for a name that does not exist (the nearest is offered), a type that does not occur,
+            or one that has no dynamic counterpart. ``quantize_dynamic`` says nothing.
+
+    >>> check_dynamic_spec(nn.Sequential(nn.Linear(2, 2)), {"1"})
+    Traceback (most recent call last):
+        ...
+    qhelpers.guards.DynamicSpecError: The model has no module '1'. It has: 0.
+    """
+    named = dict(model.named_modules())
+    possible = get_default_dynamic_quant_module_mappings()
+    for part in spec:
+        if isinstance(part, str) and part not in named:
+            near = difflib.get_close_matches(part, list(named), n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(list(named)[1:9])}."
+            raise DynamicSpecError(f"The model has no module {part!r}. {hint}")
+        inside = named[part].modules() if isinstance(part, str) else (m for m in named.values() if type(m) is part)
+        kinds = {type(module) for module in inside}
+        shown = repr(part) if isinstance(part, str) else part.__name__
+        if not kinds:
+            raise DynamicSpecError(f"The model has no module of type {shown}.")
+        if not kinds & set(possible):
+            names = ", ".join(sorted({kind.__name__ for kind in possible}))
+            raise DynamicSpecError(f"{shown} has no dynamic counterpart; there is one for: {names}.")
+    return spec
+
+
+def require_stubs(model: nn.Module) -> nn.Module:
+    """Return the model if it has a QuantStub and a DeQuantStub; call it before ``prepare``.
+
+    Raises:
+        MissingStubsError: else. The int8 model would be handed float tensors and fail at its first layer,
+            with a message about a missing ``CPU`` backend.
+
+    >>> require_stubs(nn.Linear(2, 2))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    qhelpers.guards.MissingStubsError: This Linear has no QuantStub and no DeQuantStub: wrap it in ...
+    """
+    missing = [
+        stub.__name__
+        for stub in (tq.QuantStub, tq.DeQuantStub)
+        if not any(isinstance(module, stub) for module in model.modules())
+    ]
+    if missing:
+        raise MissingStubsError(
+            f"This {type(model).__name__} has no {' and no '.join(missing)}: wrap it in "
+            f"torch.ao.quantization.QuantWrapper, or take a quantizable architecture."
+        )
+    return model

@@ -1,0 +1,88 @@
+"""The book's own small networks, made of LSTM and Linear layers, and their committed weights.
+
+Both files hold float16, to be half as large; the networks compute in float32.
+"""
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from qhelpers import data, models, text
+
+State = tuple[Tensor, Tensor]
+Net = TypeVar("Net", bound=nn.Module)
+
+
+class CharLSTM(nn.Module):
+    """Embedding, one LSTM, one Linear: from each character to the logits of the next one.
+
+    Takes codes of shape ``(batch, length)`` and the state of an earlier call, or None. Returns logits
+    ``(batch, length, vocabulary)`` and the new state.
+    """
+
+    def __init__(self, hidden: int = 512, embedding: int = 64, vocabulary: int = len(text.VOCABULARY)) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, embedding)
+        self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, vocabulary)
+
+    def forward(self, codes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        outputs, state = self.lstm(self.embedding(codes), state)
+        return self.head(outputs), state
+
+
+def load_language_model() -> CharLSTM:
+    """The committed language model in float32, in evaluation mode; its file holds float16.
+
+    Raises:
+        CheckpointError: if the committed file is missing or altered.
+
+    >>> load_language_model().lstm
+    LSTM(64, 512, batch_first=True)
+    """
+    return _load(CharLSTM, "text_lstm_float16.pt")
+
+
+class DigitTransformer(nn.Module):
+    """A small vision transformer: 36 patches of a digit, four encoder layers, the mean of their outputs.
+
+    Takes images ``(n, 3, 96, 96)`` as :func:`qhelpers.data.prepare_images` makes them (their channels are
+    equal but for normalization, so one is enough) and returns logits ``(n, 10)``.
+    Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words".
+    """
+
+    def __init__(self, width: int = 192, layers: int = 4, patch: int = 16) -> None:
+        super().__init__()
+        self.patch = patch
+        self.embedding = nn.Linear(patch * patch, width)
+        self.positions = nn.Parameter(0.02 * torch.randn((data.IMAGE_SIZE // patch) ** 2, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.1, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = nn.functional.unfold(images[:, :1], self.patch, stride=self.patch).transpose(1, 2)
+        tokens = self.encoder(self.embedding(patches) + self.positions)
+        logits: Tensor = self.head(tokens.mean(dim=1))
+        return logits
+
+
+def load_digit_transformer() -> DigitTransformer:
+    """The committed transformer for the digits in float32, in evaluation mode; its file holds float16.
+
+    Raises:
+        CheckpointError: if the committed file is missing or altered.
+
+    >>> load_digit_transformer().head
+    Linear(in_features=192, out_features=10, bias=True)
+    """
+    return _load(DigitTransformer, "digits_transformer_float16.pt")
+
+
+def _load(kind: type[Net], name: str) -> Net:
+    state = models.load_state(models.WEIGHTS_FOLDER / name, models.recorded_sums().get(name))
+    with torch.random.fork_rng(devices=[]):
+        model = kind()
+    models.load_into(model, {key: value.float() for key, value in state.items()}, name)
+    return model
