@@ -54,8 +54,8 @@ def require_eval(model: nn.Module) -> nn.Module:
         for name, module in model.named_modules()
         if module.training
         and (module is model or isinstance(module, (_BatchNorm, _DropoutNd)))
-        # convert makes dropouts that never drop and leaves their flag on
-        and not isinstance(module, nn.quantized.Dropout)
+        # convert makes dropouts that never drop and norms with fixed statistics, and leaves their flag on
+        and not type(module).__module__.startswith("torch.ao.nn.quantized")
     ]
     if training:
         shown = ", ".join(training[:3]) + (", …" if len(training) > 3 else "")
@@ -119,7 +119,7 @@ def recorded_sums() -> dict[str, str]:
     """File name to SHA-256 for every committed checkpoint, as ``weights/SHA256SUMS`` records them.
 
     >>> sorted(recorded_sums())
-    ['digits_float.pt', 'digits_int8_qnnpack.pt']
+    ['digits_float.pt', 'digits_int8_qnnpack.pt', 'digits_transformer_float16.pt', 'text_lstm_float16.pt']
     """
     lines = (WEIGHTS_FOLDER / "SHA256SUMS").read_text().splitlines()
     return {name: digest for digest, name in (line.split() for line in lines if line.strip())}

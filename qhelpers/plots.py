@@ -11,8 +11,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from IPython.display import HTML
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import nn
 
 # Okabe and Ito's palette, safe for colour-blind readers: the same colour for the same thing everywhere.
 FLOAT = "#0072B2"
@@ -202,3 +204,48 @@ def weight_histogram(codes: np.ndarray, title: str, note: str) -> Figure:
     axes.set_ylabel("share of the weights in %")
     axes.set_title(f"{title}\n{note}", fontsize=10, color=_INK, loc="left")
     return figure
+
+
+def ratio_map(axes: Any, ratios: np.ndarray, columns: Sequence[str], rows: Sequence[str]) -> None:
+    """Draw speed ratios as a heat map: the colour of float where it is faster, else that of int8.
+
+    Args:
+        axes: where to draw.
+        ratios: float time / int8 time, of shape ``(rows, columns)``; above 1, int8 is faster.
+        columns, rows: labels.
+
+    >>> figure, axes = new_figure()
+    >>> ratio_map(axes, np.array([[0.5, 2.0]]), ["1", "64"], ["1"])
+    >>> [text.get_text() for text in axes.texts]
+    ['0.50', '2.00']
+    """
+    strength = np.clip(np.abs(np.log2(ratios)) / 2, 0.05, 1) * 0.65  # full from four times on
+    pixels = np.array([[to_rgba(INT8 if value >= 1 else FLOAT) for value in row] for row in ratios])
+    pixels[..., 3] = strength
+    axes.imshow(pixels, aspect="auto")
+    for (i, j), value in np.ndenumerate(ratios):
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=_INK)
+    axes.set_xticks(range(len(columns)), labels=columns)
+    axes.set_yticks(range(len(rows)), labels=rows)
+    axes.tick_params(length=0)
+
+
+def module_tree(model: nn.Module) -> str:
+    """A model's modules as indented text, in HTML; int8 modules with their scale and zero point.
+
+    >>> print(module_tree(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())))
+    <pre class="qb-tree">Sequential
+      0: Conv2d
+      1: ReLU</pre>
+    """
+
+    def lines(module: nn.Module, label: str, depth: int) -> list[str]:
+        numbers = [getattr(module, name, None) for name in ("scale", "zero_point")]
+        known = None not in numbers
+        note = f"  scale {float(numbers[0]):.4f}, zero_point {int(numbers[1])}" if known else ""  # type: ignore[arg-type]
+        found = [f"{'  ' * depth}{label}{type(module).__name__}{note}"]
+        for name, child in module.named_children():
+            found += lines(child, f"{name}: ", depth + 1)
+        return found
+
+    return f'<pre class="qb-tree">{html.escape(chr(10).join(lines(model, "", 0)))}</pre>'
