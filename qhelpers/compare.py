@@ -19,7 +19,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from qhelpers import benchmark, engines, metrics, reports, size
+from qhelpers import benchmark, engines, metrics, models, reports, size
 
 BOOK = Path(__file__).parents[1] / "book"
 METRICS = {"top-1 in %": (0.0, 100.0), "bits a character": (0.0, 64.0)}
@@ -91,13 +91,13 @@ def compare(
     Args:
         candidates: name to model in evaluation mode; the first one is the float model that the others are
             compared with.
-        loader: labelled batches, read several times.
+        loader: labelled batches.
         example: the input whose latency is measured.
         engine_of: the engine under which a model runs, by its name; if it is not named, the one that is set.
         rounds: of the latency measurement.
 
     Raises:
-        ValueError: if there is no candidate, or ``engine_of`` names one that there is not.
+        ValueError: if there is no candidate or no image, or ``engine_of`` names no candidate.
         EngineError: if this build lacks an engine.
         TrainingModeError: if a model is in training mode.
 
@@ -110,6 +110,11 @@ def compare(
     if unknown := set(chosen) - set(candidates):
         raise ValueError(f"engine_of names no candidate: {', '.join(sorted(unknown))}.")
     batches = list(loader)
+    if not any(len(wanted) for _, wanted in batches):
+        raise ValueError("The loader yielded no image: there is nothing to compare on.")
+    labels = torch.cat([wanted for _, wanted in batches])
+    for model in candidates.values():
+        models.require_eval(model)
 
     def runner(name: str) -> metrics.Classifier:
         def run(inputs: Tensor) -> Tensor:
@@ -120,16 +125,14 @@ def compare(
         return run
 
     runners = {name: runner(name) for name in candidates}
-    shares = {}
-    for name, model in candidates.items():
-        with engines.using_engine(chosen[name]) if name in chosen else nullcontext():
-            shares[name] = metrics.top1(model, batches)
+    with torch.inference_mode():
+        answers = {name: torch.cat([run(x).argmax(1) for x, _ in batches]) for name, run in runners.items()}
     latency = benchmark.compare_latency({name: partial(run, example) for name, run in runners.items()}, rounds=rounds)
-    first = runners[next(iter(candidates))]
+    first = next(iter(answers.values()))
     where = latency.setting.rsplit(", engine", 1)[0]
     rows = []
     for name, model in candidates.items():
-        share, timed = shares[name], latency[name]
+        share, timed = metrics.Share(int((answers[name] == labels).sum()), len(labels)), latency[name]
         rows.append(
             Row(
                 model=name,
@@ -140,7 +143,7 @@ def compare(
                 value=share.percent,
                 interval=share.interval,
                 n=share.n,
-                agreement=metrics.agreement(first, runners[name], batches).percent,
+                agreement=100 * float((answers[name] == first).double().mean()),
                 setting=f"{where}, engine {chosen.get(name, torch.backends.quantized.engine)}",
             )
         )

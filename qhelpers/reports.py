@@ -68,6 +68,7 @@ def start(seed: int = 0) -> None:
     torch.manual_seed(seed)
     warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
     warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel and other")
+    warnings.filterwarnings("ignore", message="Please use quant_min and quant_max")  # its own default qconfigs
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
     warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
     print(environment())
@@ -94,7 +95,7 @@ class ExpectedError:
 def expected_error(
     kind: type[BaseException] | tuple[type[BaseException], ...], containing: str
 ) -> Iterator[ExpectedError]:
-    """Run a block that must fail, and print only the first line of its message.
+    """Run a block that must fail, and print only the first line of its message, or that with the expected words.
 
     Args:
         kind: the error's type, or several of which one is expected.
@@ -112,7 +113,8 @@ def expected_error(
         yield seen
     except kind as error:
         seen.type_name = type(error).__name__
-        seen.message = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        seen.message = next((line for line in lines if containing in line), lines[0] if lines else "")
         if containing not in str(error):
             raise AssertionError(f"{seen.type_name} was raised, but without {containing!r}: {error}") from error
         shown = seen.message if len(seen.message) <= 200 else seen.message[:199] + "…"
