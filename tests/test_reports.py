@@ -66,6 +66,12 @@ def test_expected_error_prints_one_line(capsys: pytest.CaptureFixture[str]) -> N
     assert (seen.type_name, seen.message) == ("ValueError", "first line")
 
 
+def test_expected_error_prints_the_line_with_the_expected_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with reports.expected_error(ValueError, "second"):
+        raise ValueError("first line\nthe second line")
+    assert capsys.readouterr().out == "ValueError: the second line\n"
+
+
 def test_expected_error_fails_when_nothing_is_raised() -> None:
     with pytest.raises(AssertionError, match="Nothing was raised"), reports.expected_error(ValueError, ""):
         pass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import build_site, check_site, common, run_notebooks
+from tools import build_site, check_repeat, check_site, common, run_notebooks
 
 PROJECT = common.ROOT
 WEIGHTS = "mobilenet_v2_qnnpack_37f702c5.pth"
@@ -293,3 +293,25 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert len(links) > 5
     assert [link for link in links if not (common.ROOT / link).exists()] == []
+
+
+def two_runs(tmp_path: Path, second: dict[str, object]) -> Path:
+    row = dict.fromkeys(check_repeat.REPEATED, 1.0) | {"model": "float", "speed": 1.0}
+    for folder, rows in (("one", [row]), ("by-hand", [row | second])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows-one.json").write_text(json.dumps({"rows": rows}))
+    return tmp_path
+
+
+def test_a_second_run_may_differ_in_speed(tmp_path: Path) -> None:
+    assert check_repeat.differences(two_runs(tmp_path, {"speed": 1.2})) == ([], 1)
+
+
+def test_a_second_run_must_not_differ_in_accuracy(tmp_path: Path) -> None:
+    found, compared = check_repeat.differences(two_runs(tmp_path, {"value": 0.9}))
+    assert (found, compared) == (["one, float: value 1.0 then 0.9"], 1)
+
+
+def test_a_second_run_needs_a_first(tmp_path: Path) -> None:
+    (two_runs(tmp_path, {}) / "one" / "rows-one.json").unlink()
+    assert check_repeat.differences(tmp_path) == (["one: the first run left no rows"], 0)

@@ -1,9 +1,9 @@
-"""The steps of training/ that change a network without changing what it computes."""
+"""The steps of training/ that can be checked without training."""
 
 import torch
 
 from qhelpers import engines, models
-from training import digits_float
+from training import calibration_curve, digits_float, text_lstm
 
 
 def test_the_float_network_computes_what_the_int8_one_does() -> None:
@@ -28,3 +28,19 @@ def test_norms_get_statistics_and_the_function_stays() -> None:
     torch.testing.assert_close(model(images), before, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(norm.running_mean, inputs.mean((0, 2, 3)))
     torch.testing.assert_close(norm.running_var, inputs.var((0, 2, 3)))
+
+
+def test_calibration_batches_have_just_the_images_asked_for() -> None:
+    sizes = [len(images) for images in calibration_curve.batches(0, 70)]
+    assert sizes == [32, 32, 6]
+
+
+def test_more_images_begin_with_the_same_ones() -> None:
+    few, many = (next(calibration_curve.batches(1, images)) for images in (16, 4000))
+    assert torch.equal(few, many[:16])
+
+
+def test_text_streams_follow_the_text() -> None:
+    streams = text_lstm.streams(torch.arange(1000), offset=3)
+    assert streams.shape == (text_lstm.STREAMS, 997 // text_lstm.STREAMS)
+    assert torch.equal(streams.flatten(), torch.arange(3, 3 + streams.numel()))
