@@ -166,6 +166,7 @@ def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     """
     if reference.shape != approximation.shape:
         raise ValueError(f"Shapes differ: {tuple(reference.shape)} and {tuple(approximation.shape)}.")
-    signal = float(reference.double().square().sum())
-    noise = float((reference.double() - approximation.double()).square().sum())
+    exact, rounded = reference.detach().double(), approximation.detach().double()
+    signal = float(exact.square().sum())
+    noise = float((exact - rounded).square().sum())
     return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else -math.inf

@@ -3,6 +3,7 @@
 import contextlib
 import html
 import json
+import logging
 import os
 import platform
 import warnings
@@ -72,6 +73,15 @@ def start(seed: int = 0) -> None:
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
     warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
     print(environment())
+
+
+def quiet_imports() -> None:
+    """Hide what torchao's import and the C++ compiler's detection log about themselves.
+
+    >>> quiet_imports()
+    """
+    for name in ("torch.utils._pytree", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def hide_progress() -> bool:
