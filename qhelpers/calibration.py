@@ -128,5 +128,7 @@ def require_calibrated(model: nn.Module) -> nn.Module:
 
 
 def _saw_nothing(observer: nn.Module) -> bool:
+    if isinstance(observer, FakeQuantizeBase):
+        return _saw_nothing(observer.activation_post_process)  # type: ignore[arg-type]
     low = getattr(observer, "min_val", None)
     return isinstance(low, Tensor) and not bool(torch.isfinite(low).any())

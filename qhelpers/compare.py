@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -19,7 +20,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from qhelpers import benchmark, engines, metrics, models, reports, size
+from qhelpers import benchmark, engines, metrics, models, reports, size, text
 
 BOOK = Path(__file__).parents[1] / "book"
 METRICS = {"top-1 in %": (0.0, 100.0), "bits a character": (0.0, 64.0)}
@@ -151,12 +152,13 @@ def compare(
 
 
 def sources_hash(chapter: str) -> str:
-    """Hash of what a chapter's rows follow from: its cells, the helpers, the checkpoints, the versions.
+    """Hash of what a chapter's rows follow from: cells, helpers, checkpoints, text, versions and processor.
 
     >>> sources_hash("static-quantization") == sources_hash("dynamic-quantization")
     False
     """
-    digest = hashlib.sha256(f"{chapter} {torch.__version__} {torchvision.__version__}".encode())
+    versions = f"{platform.python_version()} {torch.__version__} {torchvision.__version__}"
+    digest = hashlib.sha256(f"{chapter} {versions} {reports.cpu_name()} {text.text_sha256()}".encode())
     notebook = BOOK / f"{chapter}.ipynb"
     if notebook.is_file():  # only the cells: a notebook that is open in JupyterLab is saved with its outputs
         digest.update(json.dumps([cell["source"] for cell in json.loads(notebook.read_text())["cells"]]).encode())
@@ -239,19 +241,21 @@ def as_frame(rows: Sequence[Row]) -> Any:
     """
     import pandas as pd  # here: slow to import, and only pages need it
 
-    lines = []
+    same_metric = len({row.metric for row in rows}) == 1
+    lines = {}
     for row in rows:
-        decimals = 1 if row.metric.endswith("%") else 3
-        low, high = row.interval
+        low, high = (_shown(row, value) for value in row.interval)
         slow, fast = row.speed_quartiles
-        lines.append(
-            {
-                "model": row.model,
-                "MB": f"{row.size_mb:.2f}",
-                "times float (quartiles)": f"{row.speed:.2f} ({slow:.2f} to {fast:.2f})",
-                f"{row.metric} (95 %)": f"{row.value:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})",
-                "same as float in %": f"{row.agreement:.1f}",
-                "engine": row.setting.rsplit("engine ", 1)[-1],
-            }
-        )
-    return pd.DataFrame(lines).set_index("model")
+        quality, unit = (row.metric, "") if same_metric else ("quality", f" {row.metric}")
+        lines[row.model] = {
+            "MB": f"{row.size_mb:.2f}",
+            "times float (quartiles)": f"{row.speed:.2f} ({slow:.2f} to {fast:.2f})",
+            f"{quality} (95 %)": f"{_shown(row, row.value)} ({low} to {high}){unit}",
+            "same as float in %": f"{row.agreement:.1f}",
+            "engine": row.setting.rsplit("engine ", 1)[-1],
+        }
+    return pd.DataFrame(lines).T
+
+
+def _shown(row: Row, value: float) -> str:
+    return f"{value:.1f}" if row.metric.endswith("%") else f"{value:.3f}"

@@ -59,8 +59,8 @@ def check_dynamic_spec(model: nn.Module, spec: Collection[Any]) -> Collection[An
             near = difflib.get_close_matches(part, list(named), n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(list(named)[1:9])}."
             raise DynamicSpecError(f"The model has no module {part!r}. {hint}")
-        inside = named[part].modules() if isinstance(part, str) else (m for m in named.values() if type(m) is part)
-        kinds = {type(module) for module in inside}
+        roots = [named[part]] if isinstance(part, str) else [m for m in named.values() if type(m) is part]
+        kinds = {type(module) for root in roots for module in root.modules()}  # a qconfig reaches the children
         shown = repr(part) if isinstance(part, str) else part.__name__
         if not kinds:
             raise DynamicSpecError(f"The model has no module of type {shown}.")

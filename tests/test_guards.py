@@ -68,7 +68,7 @@ def test_a_type_without_dynamic_counterpart_is_refused() -> None:
         guards.check_dynamic_spec(nn.Sequential(nn.Conv2d(3, 4, 1)), {"0"})
 
 
-@pytest.mark.parametrize("spec", [{nn.LSTM}, {"head"}, {"lstm", nn.Linear}, {""}])
+@pytest.mark.parametrize("spec", [{nn.LSTM}, {"head"}, {"lstm", nn.Linear}, {""}, {nets.CharLSTM}])
 def test_a_right_spec_is_returned(language_model: nets.CharLSTM, spec: set[object]) -> None:
     assert guards.check_dynamic_spec(language_model, spec) is spec
 
@@ -111,6 +111,15 @@ def test_converting_before_preparing_is_refused(net: nn.Module) -> None:
 def test_converting_before_calibrating_is_refused(net: nn.Module) -> None:
     ready = prepared(net)
     with pytest.raises(calibration.NotCalibratedError, match=r"2 layers .* \(module.0, module.3\)"):
+        calibration.require_calibrated(ready)
+    ready(torch.zeros(1, 3, 8, 8))
+    assert calibration.require_calibrated(ready) is ready
+
+
+def test_fake_quantizers_that_saw_nothing_count_too(net: nn.Module) -> None:
+    net.qconfig = tq.get_default_qat_qconfig("qnnpack")
+    ready = tq.prepare_qat(net.train())
+    with pytest.raises(calibration.NotCalibratedError, match=r"module\.0, module\.3"):
         calibration.require_calibrated(ready)
     ready(torch.zeros(1, 3, 8, 8))
     assert calibration.require_calibrated(ready) is ready

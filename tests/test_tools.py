@@ -299,7 +299,7 @@ def two_runs(tmp_path: Path, second: dict[str, object]) -> Path:
     row = dict.fromkeys(check_repeat.REPEATED, 1.0) | {"model": "float", "speed": 1.0}
     for folder, rows in (("one", [row]), ("by-hand", [row | second])):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "rows-one.json").write_text(json.dumps({"rows": rows}))
+        (tmp_path / folder / "rows-one.json").write_text(json.dumps({"rows": rows, "sources": "same"}))
     return tmp_path
 
 
@@ -312,6 +312,12 @@ def test_a_second_run_must_not_differ_in_accuracy(tmp_path: Path) -> None:
     assert (found, compared) == (["one, float: value 1.0 then 0.9"], 1)
 
 
-def test_a_second_run_needs_a_first(tmp_path: Path) -> None:
-    (two_runs(tmp_path, {}) / "one" / "rows-one.json").unlink()
-    assert check_repeat.differences(tmp_path) == (["one: the first run left no rows"], 0)
+def test_a_chapter_that_did_not_run_twice_is_named(tmp_path: Path) -> None:
+    (two_runs(tmp_path, {}) / "by-hand" / "rows-one.json").unlink()
+    assert check_repeat.differences(tmp_path) == (["one: the second run left no rows"], 0)
+
+
+def test_runs_of_different_sources_are_not_compared_silently(tmp_path: Path) -> None:
+    path = two_runs(tmp_path, {}) / "by-hand" / "rows-one.json"
+    path.write_text(path.read_text().replace("same", "older"))
+    assert check_repeat.differences(tmp_path) == (["one: the two runs had different sources"], 1)

@@ -8,32 +8,27 @@ The first run is the book's own, the second what a plain ``jupyter-book build`` 
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from tools.run_notebooks import RESULTS
 
 REPEATED = ("model", "size_mb", "metric", "value", "interval", "n", "agreement")
 
 
-def quality(path: Path) -> list[dict[str, Any]]:
-    """What must repeat of each row in a file."""
-    return [{name: row[name] for name in REPEATED} for row in json.loads(path.read_text())["rows"]]
-
-
 def differences(results: Path) -> tuple[list[str], int]:
     """What differs between the two runs, and how many chapters were compared."""
     found, compared = [], 0
-    for second in sorted((results / "by-hand").glob("rows-*.json")):
-        chapter = second.stem.removeprefix("rows-")
-        first = results / chapter / second.name
-        if not first.is_file():
-            found.append(f"{chapter}: the first run left no rows")
+    for first in sorted(path for path in results.glob("*/rows-*.json") if path.parent.name != "by-hand"):
+        chapter, second = first.parent.name, results / "by-hand" / first.name
+        if not second.is_file():
+            found.append(f"{chapter}: the second run left no rows")
             continue
         compared += 1
-        before, after = quality(first), quality(second)
-        if len(before) != len(after):
-            found.append(f"{chapter}: {len(before)} rows, then {len(after)}")
-        for one, other in zip(before, after, strict=False):
+        before, after = json.loads(first.read_text()), json.loads(second.read_text())
+        if before["sources"] != after["sources"]:
+            found.append(f"{chapter}: the two runs had different sources")
+        if len(before["rows"]) != len(after["rows"]):
+            found.append(f"{chapter}: {len(before['rows'])} rows, then {len(after['rows'])}")
+        for one, other in zip(before["rows"], after["rows"], strict=False):
             changes = [f"{name} {one[name]} then {other[name]}" for name in REPEATED if one[name] != other[name]]
             found += [f"{chapter}, {one['model']}: {change}" for change in changes]
     return found, compared
