@@ -1,9 +1,12 @@
 """The steps of training/ that can be checked without training."""
 
+from pathlib import Path
+
+import pytest
 import torch
 
 from qhelpers import engines, models
-from training import calibration_curve, digits_float, text_lstm
+from training import calibration_curve, common, digits_float, text_lstm
 
 
 def test_the_float_network_computes_what_the_int8_one_does() -> None:
@@ -44,3 +47,50 @@ def test_text_streams_follow_the_text() -> None:
     streams = text_lstm.streams(torch.arange(1000), offset=3)
     assert streams.shape == (text_lstm.STREAMS, 997 // text_lstm.STREAMS)
     assert torch.equal(streams.flatten(), torch.arange(3, 3 + streams.numel()))
+
+
+def trained(state_file: Path, epochs: int, fresh: bool = False) -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 10))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        common.train_on_digits(
+            model,
+            optimizer,
+            schedule,
+            epochs=epochs,
+            batch_size=2,
+            seed=0,
+            state_file=state_file,
+            fresh=fresh,
+            clip=1.0,
+        )
+    return model.state_dict()
+
+
+def test_an_interrupted_training_resumes_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
+    def batches(batch_size: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        ran.append(seed)
+        return [(torch.full((batch_size, 1, 2, 2), seed + 1.0), torch.arange(batch_size))]
+
+    monkeypatch.setattr(common, "training_batches", batches)
+    monkeypatch.setattr(common, "accuracy", lambda model, split: 0.0)
+    whole = trained(tmp_path / "whole.pt", epochs=3)
+    trained(tmp_path / "part.pt", epochs=2)
+    resumed = trained(tmp_path / "part.pt", epochs=3)
+    assert ran == [0, 1, 2, 0, 1, 2]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    trained(tmp_path / "part.pt", epochs=1, fresh=True)
+    assert ran[-1] == 0
+
+
+def test_what_is_saved_in_half_is_what_the_model_goes_on_with(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        model = torch.nn.Linear(3, 3)
+    common.save_in_half(model, tmp_path / "half.pt")
+    saved = torch.load(tmp_path / "half.pt", weights_only=True)
+    assert saved["weight"].dtype == torch.float16
+    assert torch.equal(saved["weight"].float(), model.weight)

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torchvision.models import quantization as tvq
-from tqdm import tqdm
 
 from qhelpers import data, models, published
 from training import common
@@ -80,26 +78,16 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, nesterov=True, weight_decay=1e-4)
     steps = len(common.training_batches(BATCH, 0))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.03, epochs=EPOCHS, steps_per_epoch=steps)
-    first = 0
-    if state_file.is_file() and not arguments.fresh:
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        first = state["epoch"] + 1
-    for epoch in range(first, EPOCHS):
-        torch.manual_seed(arguments.seed + epoch)
-        model.train()
-        batches = common.training_batches(BATCH, arguments.seed + epoch)
-        for inputs, labels in tqdm(batches, desc=f"epoch {epoch + 1} of {EPOCHS}", mininterval=10):
-            loss = F.cross_entropy(model(inputs), labels, label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        print(f"epoch {epoch + 1}: validation {common.accuracy(model, 'validation'):.1f} %", flush=True)
-        saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        common.save_whole(saved | {"schedule": schedule.state_dict(), "epoch": epoch}, state_file)
+    common.train_on_digits(
+        model,
+        optimizer,
+        schedule,
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        seed=arguments.seed,
+        state_file=state_file,
+        fresh=arguments.fresh,
+    )
     common.save_whole(model.eval().state_dict(), arguments.target)
     print(f"test {common.accuracy(model, 'test'):.1f} %, written to {arguments.target}")
 

@@ -81,9 +81,8 @@ def main() -> None:
         saved = {"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
         saved |= {"schedule": schedule.state_dict(), "best_state": best_state}
         common.save_whole(saved, state_file)
-    rounded = {key: value.half() for key, value in best_state.items()}
-    model.load_state_dict({key: value.float() for key, value in rounded.items()})
-    common.save_whole(rounded, arguments.target)
+    model.load_state_dict(best_state)
+    common.save_in_half(model, arguments.target)
     test = metrics.bits_per_character(model.eval(), text.encode(text.text_corpus("test")))
     print(f"validation {best:.3f}, test {test:.3f} bits a character, text {text.text_sha256()}")
 
