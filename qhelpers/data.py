@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
+from torchvision.transforms import v2
 
 Split = Literal["train", "validation", "test"]
 
@@ -23,6 +24,10 @@ PER_CLASS: dict[Split, int] = {"train": 350, "validation": 50, "test": 100}
 # Mean and standard deviation of ImageNet, as torchvision's presets use them (red, green, blue).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+# Applied to each raw digit in training: rotation in degrees, shift and scale as fractions.
+AUGMENT = v2.RandomAffine(
+    degrees=11, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR
+)
 
 
 class ImageError(ValueError):
@@ -163,3 +168,70 @@ def calibration_batches(n_images: int = 256, batch_size: int = 32) -> DataLoader
     64
     """
     return digit_loader("train", batch_size=batch_size, limit=n_images)
+
+
+def training_batch(
+    step: int, batch_size: int = 16, seed: int = 0, images_per_class: int = 350
+) -> tuple[Tensor, Tensor]:
+    """The augmented training digits of one step, a function of nothing but the arguments.
+
+    Every pass over the digits has an order of its own; what does not fill a batch is left out of the pass.
+
+    Args:
+        step: counted from 0, over all passes.
+        batch_size: images in the batch.
+        seed: decides order, augmentation, and which digits of a class are taken if not all.
+        images_per_class: only so many of each digit in the split, at most 350.
+
+    Returns:
+        float32 ``(batch_size, 3, 96, 96)`` and int64 ``(batch_size,)``.
+
+    Raises:
+        ValueError: if there are not that many digits, or fewer than one batch of them.
+
+    >>> images, labels = training_batch(0, batch_size=4)
+    >>> images.shape, torch.equal(labels, training_batch(0, batch_size=4)[1])
+    (torch.Size([4, 3, 96, 96]), True)
+    """
+    raw, labels = few_digits(images_per_class, seed).tensors
+    each = len(raw) // batch_size
+    if each == 0:
+        raise ValueError(f"A batch of {batch_size} needs at least as many digits; there are {len(raw)}.")
+    order = torch.randperm(len(raw), generator=torch.Generator().manual_seed(1009 * seed + step // each))
+    chosen = order[(step % each) * batch_size :][:batch_size]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1_000_003 * seed + step)
+        augmented = torch.stack([AUGMENT(image[None])[0] for image in raw[chosen]])
+    return prepare_images(augmented), labels[chosen]
+
+
+@cache
+def few_digits(images_per_class: int, seed: int = 0) -> TensorDataset:
+    """Training digits, equally many of each class, raw, as :func:`digits` gives them.
+
+    >>> len(few_digits(5))
+    50
+    """
+    images, labels = digits("train").tensors
+    chosen = few_positions(images_per_class, seed)
+    return TensorDataset(images[chosen], labels[chosen])
+
+
+def few_positions(images_per_class: int, seed: int = 0) -> Tensor:
+    """Positions of equally many digits of each class in the training split, drawn with ``seed``.
+
+    Returns:
+        int64 tensor of shape ``(10 * images_per_class,)``, the zeros first.
+
+    Raises:
+        ValueError: if the split has not that many.
+
+    >>> few_positions(5).shape
+    torch.Size([50])
+    """
+    if not 1 <= images_per_class <= PER_CLASS["train"]:
+        raise ValueError(f"images_per_class must lie between 1 and {PER_CLASS['train']}; got {images_per_class}.")
+    labels = digits("train").tensors[1]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.nonzero(labels == digit)[:, 0] for digit in range(10)]
+    return torch.cat([each[torch.randperm(len(each), generator=generator)[:images_per_class].sort()[0]] for each in drawn])

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.ao import quantization as tq
 from torch.ao.quantization.quantization_mappings import get_default_dynamic_quant_module_mappings
 
+from qhelpers import models
+
 
 class DynamicSpecError(ValueError):
     """A part of a ``qconfig_spec`` names nothing that dynamic quantization could change."""
@@ -15,6 +17,10 @@ class DynamicSpecError(ValueError):
 
 class MissingStubsError(RuntimeError):
     """The model does not say where its tensors become int8 and where they become float again."""
+
+
+class ConvertedModelError(RuntimeError):
+    """An int8 model was given where one that can be trained is needed."""
 
 
 def float_layers(model: nn.Module) -> dict[str, int]:
@@ -91,5 +97,24 @@ def require_stubs(model: nn.Module) -> nn.Module:
         raise MissingStubsError(
             f"This {type(model).__name__} has no {' and no '.join(missing)}: wrap it in "
             f"torch.ao.quantization.QuantWrapper, or take a quantizable architecture."
+        )
+    return model
+
+
+def require_trainable(model: nn.Module) -> nn.Module:
+    """Return the model if gradients can reach all its layers: none of them is int8.
+
+    Raises:
+        ConvertedModelError: naming the first int8 layers. Their weights are no parameters, so an optimizer
+            either gets none, or trains only what was left in float, without a word.
+
+    >>> require_trainable(nn.Linear(2, 2))
+    Linear(in_features=2, out_features=2, bias=True)
+    """
+    if found := models.int8_modules(model):
+        shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
+        raise ConvertedModelError(
+            f"{len(found)} layers of this {type(model).__name__} are int8 and cannot be trained ({shown}): "
+            f"train the prepared model, and convert a copy of it."
         )
     return model

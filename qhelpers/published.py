@@ -116,3 +116,67 @@ def _fetch(url: str, part: Path, timeout_s: float) -> None:
         raise models.CheckpointError(f"The download was given up after {timeout_s:.0f} s.")
     if outcome[0] is not None:
         raise models.CheckpointError(f"{type(outcome[0]).__name__}: {models.first_line(outcome[0])}") from outcome[0]
+
+
+def float_from_int8(int8: nn.Module) -> nn.Module:
+    """A float MobileNetV2 that computes what the int8 one does, within rounding.
+
+    Weights are dequantized; each batch norm becomes an identity with the folded bias.
+
+    Args:
+        int8: torchvision's quantizable MobileNetV2 after ``convert``.
+
+    >>> with torch.random.fork_rng(devices=[]):
+    ...     model = float_from_int8(models.load_digits_int8())
+    >>> round(sum(p.numel() for p in model.parameters()) / 1e6, 2)
+    2.24
+    """
+    head = int8.classifier[1]
+    model = tvq.mobilenet_v2(weights=None, num_classes=head.out_features, quantize=False).eval()
+    pairs = _conv_norm_pairs(model)
+    for conv_name, norm_name in pairs:
+        source = int8.get_submodule(conv_name)
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        conv.weight.data = source.weight().dequantize()
+        norm.weight.data.fill_((1 + norm.eps) ** 0.5)
+        norm.bias.data = source.bias().detach().clone()
+    model.classifier[1].weight.data = head.weight().dequantize()
+    model.classifier[1].bias.data = head.bias().detach().clone()
+    return model
+
+
+def _conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
+    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))]
+    return list(zip(names[::2], names[1::2], strict=True))
+
+
+@torch.no_grad()
+def give_norms_statistics(model: nn.Module, images: torch.Tensor) -> None:
+    """Give each batch norm the mean and variance of its input, and the affine part that undoes them.
+
+    The model's function stays; what training needs, statistics of real activations, is there afterwards.
+
+    Args:
+        model: a float network whose batch norms are identities, in evaluation mode.
+        images: ``(n, 3, height, width)``, a few hundred of the data that it will be trained on.
+
+    >>> model = nn.Sequential(nn.BatchNorm2d(1)).eval()
+    >>> give_norms_statistics(model, torch.tensor([1.0, 3.0]).view(2, 1, 1, 1))
+    >>> float(model[0].running_mean)
+    2.0
+    """
+
+    def measure(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+        mean = inputs[0].mean((0, 2, 3))
+        variance = inputs[0].var((0, 2, 3)).clamp_min(1e-4)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.bias.add_(mean)
+
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
+    before = model.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    assert torch.allclose(before, model(images), atol=1e-2), "the function changed"

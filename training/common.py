@@ -8,15 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 from qhelpers import data, metrics
-
-# Applied to each raw digit: rotation in degrees, shift and scale as fractions.
-AUGMENT = v2.RandomAffine(
-    degrees=11, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR
-)
 
 
 def save_whole(value: Any, path: Path) -> None:
@@ -31,7 +25,7 @@ def training_batches(batch_size: int, seed: int) -> DataLoader[Any]:
     """Shuffled, augmented training digits, prepared for the network; the order follows from the seed."""
 
     def collate(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        raw = torch.stack([AUGMENT(image[None])[0] for image, _ in samples])
+        raw = torch.stack([data.AUGMENT(image[None])[0] for image, _ in samples])
         return data.prepare_images(raw), torch.stack([label for _, label in samples])
 
     generator = torch.Generator().manual_seed(seed)

@@ -19,47 +19,6 @@ from training import common
 EPOCHS, BATCH = 5, 32
 
 
-def float_from_int8(int8: nn.Module) -> nn.Module:
-    """A float MobileNetV2 that computes what the int8 one does, each batch norm as an identity."""
-    model = tvq.mobilenet_v2(weights=None, quantize=False).eval()
-    pairs = _conv_norm_pairs(model)
-    for conv_name, norm_name in pairs:
-        source = int8.get_submodule(conv_name)
-        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
-        conv.weight.data = source.weight().dequantize()
-        norm.weight.data.fill_((1 + norm.eps) ** 0.5)
-        norm.bias.data = source.bias().detach().clone()
-    head = int8.classifier[1]
-    model.classifier[1].weight.data = head.weight().dequantize()
-    model.classifier[1].bias.data = head.bias().detach().clone()
-    return model
-
-
-def _conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
-    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))]
-    return list(zip(names[::2], names[1::2], strict=True))
-
-
-@torch.no_grad()
-def give_norms_statistics(model: nn.Module, images: torch.Tensor) -> None:
-    """Give each batch norm the mean and variance of its input, and the affine part that undoes them."""
-
-    def measure(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
-        mean = inputs[0].mean((0, 2, 3))
-        variance = inputs[0].var((0, 2, 3)).clamp_min(1e-4)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-        norm.weight.copy_((variance + norm.eps).sqrt())
-        norm.bias.add_(mean)
-
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
-    before = model.eval()(images)
-    for hook in hooks:
-        hook.remove()
-    assert torch.allclose(before, model(images), atol=1e-2), "the function changed"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=3)
@@ -71,9 +30,9 @@ def main() -> None:
     found = published.pretrained_mobilenet_v2()
     if not found.is_imagenet:
         raise SystemExit("The published weights are needed. " + " ".join(found.notes))
-    model = float_from_int8(found.model)
+    model = published.float_from_int8(found.model)
     images, _ = next(iter(data.digit_loader("train", batch_size=250, limit=250)))
-    give_norms_statistics(model, images)
+    published.give_norms_statistics(model, images)
     model.classifier[1] = nn.Linear(1280, 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, nesterov=True, weight_decay=1e-4)
     steps = len(common.training_batches(BATCH, 0))

@@ -1,0 +1,265 @@
+"""The training loop that the chapters and ``training/`` share, and the committed results of long runs.
+
+The loop does what a reader's own would do, and four things more: it refuses what cannot be trained, stops at
+the first loss that is not finite, gives back the last good weights, and can be resumed.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm.auto import tqdm
+
+from qhelpers import guards, reports
+
+RESULTS = Path(__file__).parents[1] / "training" / "results"
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, or would do something else than it seems to."""
+
+
+class DivergedError(TrainingError):
+    """The loss is no longer finite; the model has its last good weights again."""
+
+    def __init__(self, message: str, step: int, layer: str) -> None:
+        super().__init__(message)
+        self.step, self.layer = step, layer
+
+
+class NormBatchError(TrainingError):
+    """A batch of one image gives a batch norm no batch to take statistics of."""
+
+
+class StateError(TrainingError):
+    """The saved state of an interrupted run is damaged or belongs to another run."""
+
+
+class ResultsError(ValueError):
+    """A committed results file is missing, damaged, or of another version, or lacks a run."""
+
+
+def fit(
+    model: nn.Module,
+    batch_of: Callable[[int], Batch],
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    *,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    at: Mapping[int, Callable[[nn.Module], Any]] | None = None,
+    on_step: Callable[[int, list[float]], None] | None = None,
+    state_file: Path | None = None,
+    save_every: int = 25,
+    seed: int = 0,
+) -> list[float]:
+    """Train a classifier for some steps with cross-entropy.
+
+    The model stays in the mode that it is in. Randomness inside a step (dropout) follows from ``seed`` and
+    the step, so a resumed run equals an uninterrupted one; the global random state is left alone.
+
+    Args:
+        model: float or prepared for quantization-aware training; maps inputs to logits ``(n, classes)``.
+        batch_of: maps the step, counted from 0, to inputs ``(n, …)`` and int64 labels ``(n,)``.
+        optimizer: of the model's parameters.
+        steps: how many in all, those before an interruption included.
+        schedule: stepped after each step.
+        at: what is applied to the model before the step that is named, such as freezing observers.
+        on_step: called after each step with its number and all losses up to it.
+        state_file: where the state is kept every ``save_every`` steps, and found again; removed at the end.
+        seed: also marks the state as that of this run.
+
+    Returns:
+        The loss of each step.
+
+    Raises:
+        ConvertedModelError: if the model has int8 layers.
+        NormBatchError: for a batch of one image while a batch norm is in training mode.
+        DivergedError: naming the step and the first layer whose output is not finite.
+        StateError: if the state file is damaged or of another run.
+
+    >>> with torch.random.fork_rng(devices=[]):
+    ...     model = nn.Linear(2, 2)
+    >>> batch = (torch.eye(2), torch.arange(2))
+    >>> losses = fit(model, lambda step: batch, torch.optim.SGD(model.parameters(), lr=1.0), steps=5)
+    >>> losses[-1] < losses[0]
+    True
+    """
+    guards.require_trainable(model)
+    at = at or {}
+    run = {"steps": steps, "seed": seed}
+    losses = _resume(state_file, run, model, optimizer, schedule) if state_file is not None else []
+    for step in range(len(losses)):  # what was applied before the interruption and is in no state_dict
+        at.get(step, lambda _: None)(model)
+    good = _snapshot(model)
+    bar = tqdm(total=steps, initial=len(losses), desc="training", unit="step", disable=reports.hide_progress())
+    with bar:
+        for step in range(len(losses), steps):
+            at.get(step, lambda _: None)(model)
+            inputs, labels = batch_of(step)
+            _check_batch(model, inputs)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1_000_003 * seed + step)
+                loss = _loss(model, inputs, labels)
+            if not bool(torch.isfinite(loss)):
+                layer = _first_layer_not_finite(model, inputs)
+                model.load_state_dict(good)
+                raise DivergedError(
+                    f"The loss of step {step} is {loss.item()}; the first output that is not finite is that of "
+                    f"{layer}. The model has the weights of step {max(step - 1, 0)} again: lower the learning rate.",
+                    step,
+                    layer,
+                )
+            good = _snapshot(model)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            losses.append(loss.item())
+            bar.update()
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+            if state_file is not None and len(losses) % save_every == 0:
+                _save(state_file, run, losses, model, optimizer, schedule)
+            if on_step is not None:
+                on_step(step, losses)
+    if state_file is not None:
+        state_file.unlink(missing_ok=True)
+    return losses
+
+
+def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    try:
+        return F.cross_entropy(model(inputs), labels)
+    except (RuntimeError, AssertionError):  # an observer that is shown NaN may fail before there is a loss
+        if all(bool(torch.isfinite(value).all()) for value in [inputs, *model.parameters()]):
+            raise
+        return torch.tensor(float("nan"))
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def _check_batch(model: nn.Module, inputs: Tensor) -> None:
+    if len(inputs) > 1:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            raise NormBatchError(
+                f"A batch of {len(inputs)} while {name or 'the batch norm'} takes statistics of the batch: use at "
+                f"least two images (drop_last=True), or freeze the statistics."
+            )
+
+
+def _first_layer_not_finite(model: nn.Module, inputs: Tensor) -> str:
+    if not bool(torch.isfinite(inputs).all()):
+        return "the batch itself"
+    for name, value in model.named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            return name.rpartition(".")[0] or name
+    found: list[str] = []
+
+    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                found.append(name)
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(look(name)) for name, module in leaves]
+    try:
+        with torch.no_grad():
+            model(inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return found[0] if found else "the loss"
+
+
+# --- interrupted runs ---------------------------------------------------------------------------------
+
+
+def _save(path: Path, run: dict[str, int], losses: list[float], model: nn.Module, *others: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    states = [None if other is None else other.state_dict() for other in others]
+    torch.save({"run": run, "losses": losses, "model": model.state_dict(), "others": states}, part)
+    os.replace(part, path)
+
+
+def _resume(path: Path, run: dict[str, int], model: nn.Module, *others: Any) -> list[float]:
+    if not path.is_file():
+        return []
+    try:
+        state = torch.load(path, weights_only=True)
+        kept, losses = state["run"], list(state["losses"])
+    except Exception as error:  # a damaged archive fails in many ways
+        raise StateError(f"{path.name} cannot be read ({type(error).__name__}): delete it to start anew.") from error
+    if kept != run:
+        raise StateError(f"{path.name} is the state of another run ({kept}, not {run}): delete it to start anew.")
+    model.load_state_dict(state["model"])
+    for other, its_state in zip(others, state["others"], strict=True):
+        if other is not None:
+            other.load_state_dict(its_state)
+    return losses
+
+
+# --- committed results --------------------------------------------------------------------------------
+
+
+def results(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """The committed results of a script in ``training/``: its script, date, versions and rows.
+
+    Raises:
+        ResultsError: if there is no such file, it is damaged, or another version of PyTorch made it.
+
+    >>> results("no-such-run")
+    Traceback (most recent call last):
+        ...
+    qhelpers.training.ResultsError: There are no results no-such-run.json: run the script in training/ that makes them.
+    """
+    path = folder / f"{name}.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        script, made_with = found["script"], found["versions"]["torch"]
+        found["rows"], found["date"]  # must be there
+    except FileNotFoundError as error:
+        raise ResultsError(f"There are no results {path.name}: run the script in training/ that makes them.") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ResultsError(f"{path.name} is damaged ({type(error).__name__}: {error}).") from error
+    if _minor(made_with) != _minor(torch.__version__):
+        raise ResultsError(
+            f"{path.name} was made with torch {made_with}, this is {torch.__version__}: run {script} again."
+        )
+    return found
+
+
+def pick(found: Mapping[str, Any], **wanted: Any) -> list[dict[str, Any]]:
+    """The rows of results whose fields have the wanted values.
+
+    Raises:
+        ResultsError: if there is none, such as for a seed that was not run.
+
+    >>> pick({"script": "a.py", "rows": [{"seed": 0, "top1": 98.0}]}, seed=7)
+    Traceback (most recent call last):
+        ...
+    qhelpers.training.ResultsError: a.py has left no row with seed=7.
+    """
+    rows = [row for row in found["rows"] if all(row.get(key) == value for key, value in wanted.items())]
+    if not rows:
+        said = ", ".join(f"{key}={value!r}" for key, value in wanted.items())
+        raise ResultsError(f"{found['script']} has left no row with {said}.")
+    return rows
+
+
+def _minor(version: str) -> list[str]:
+    return version.split("+")[0].split(".")[:2]
