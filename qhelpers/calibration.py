@@ -113,13 +113,13 @@ def require_calibrated(model: nn.Module) -> nn.Module:
     """
     if not observers(model):
         raise NoObserversError("The model has no observers: set a qconfig and call prepare before converting.")
-    empty = []
+    empty: dict[str, None] = {}
     for name in observers(model):
         owner = name.rpartition(".")[0]
         if any(True for _ in model.get_submodule(owner).parameters()) and _saw_nothing(model.get_submodule(name)):
-            empty.append(owner)
+            empty[owner] = None  # once, though a fake-quantized layer has two
     if empty:
-        shown = ", ".join(empty[:3]) + (", …" if len(empty) > 3 else "")
+        shown = ", ".join([*empty][:3]) + (", …" if len(empty) > 3 else "")
         raise NotCalibratedError(
             f"{len(empty)} layers with weights have not been calibrated ({shown}): run calibrate first; if some "
             f"layers stay empty, the calibration data miss a branch of the model."

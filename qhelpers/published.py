@@ -118,7 +118,7 @@ def _fetch(url: str, part: Path, timeout_s: float) -> None:
         raise models.CheckpointError(f"{type(outcome[0]).__name__}: {models.first_line(outcome[0])}") from outcome[0]
 
 
-def float_from_int8(int8: nn.Module) -> nn.Module:
+def float_from_int8(int8: Any) -> nn.Module:
     """A float MobileNetV2 that computes what the int8 one does, within rounding.
 
     Weights are dequantized; each batch norm becomes an identity with the folded bias.
@@ -132,9 +132,8 @@ def float_from_int8(int8: nn.Module) -> nn.Module:
     2.24
     """
     head = int8.classifier[1]
-    model = tvq.mobilenet_v2(weights=None, num_classes=head.out_features, quantize=False).eval()
-    pairs = _conv_norm_pairs(model)
-    for conv_name, norm_name in pairs:
+    model: Any = tvq.mobilenet_v2(weights=None, num_classes=head.out_features, quantize=False).eval()
+    for conv_name, norm_name in _conv_norm_pairs(model):
         source = int8.get_submodule(conv_name)
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         conv.weight.data = source.weight().dequantize()
@@ -142,7 +141,8 @@ def float_from_int8(int8: nn.Module) -> nn.Module:
         norm.bias.data = source.bias().detach().clone()
     model.classifier[1].weight.data = head.weight().dequantize()
     model.classifier[1].bias.data = head.bias().detach().clone()
-    return model
+    built: nn.Module = model
+    return built
 
 
 def _conv_norm_pairs(model: nn.Module) -> list[tuple[str, str]]:
@@ -166,7 +166,7 @@ def give_norms_statistics(model: nn.Module, images: torch.Tensor) -> None:
     2.0
     """
 
-    def measure(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+    def measure(norm: Any, inputs: tuple[torch.Tensor]) -> None:
         mean = inputs[0].mean((0, 2, 3))
         variance = inputs[0].var((0, 2, 3)).clamp_min(1e-4)
         norm.running_mean.copy_(mean)

@@ -30,7 +30,7 @@ class TrainingError(RuntimeError):
 class DivergedError(TrainingError):
     """The loss is no longer finite; the model has its last good weights again."""
 
-    def __init__(self, message: str, step: int, layer: str) -> None:
+    def __init__(self, message: str, step: int = -1, layer: str = "") -> None:  # defaults: workers pickle it
         super().__init__(message)
         self.step, self.layer = step, layer
 
@@ -97,12 +97,14 @@ def fit(
     run = {"steps": steps, "seed": seed}
     losses = _resume(state_file, run, model, optimizer, schedule) if state_file is not None else []
     for step in range(len(losses)):  # what was applied before the interruption and is in no state_dict
-        at.get(step, lambda _: None)(model)
+        if step in at:
+            at[step](model)
     good = _snapshot(model)
     bar = tqdm(total=steps, initial=len(losses), desc="training", unit="step", disable=reports.hide_progress())
     with bar:
         for step in range(len(losses), steps):
-            at.get(step, lambda _: None)(model)
+            if step in at:
+                at[step](model)
             inputs, labels = batch_of(step)
             _check_batch(model, inputs)
             with torch.random.fork_rng(devices=[]):
@@ -138,8 +140,9 @@ def fit(
 def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     try:
         return F.cross_entropy(model(inputs), labels)
-    except (RuntimeError, AssertionError):  # an observer that is shown NaN may fail before there is a loss
-        if all(bool(torch.isfinite(value).all()) for value in [inputs, *model.parameters()]):
+    except (RuntimeError, AssertionError) as error:
+        # fake quantizers that are shown infinite values complain before there is a loss
+        if not any(word in str(error) for word in ("zero_point", "min_val", "scale")):
             raise
         return torch.tensor(float("nan"))
 
@@ -152,7 +155,8 @@ def _check_batch(model: nn.Module, inputs: Tensor) -> None:
     if len(inputs) > 1:
         return
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.training:
+        frozen = getattr(model.get_submodule(name.rpartition(".")[0]), "freeze_bn", False)  # of a fused module
+        if isinstance(module, _BatchNorm) and module.training and not frozen:
             raise NormBatchError(
                 f"A batch of {len(inputs)} while {name or 'the batch norm'} takes statistics of the batch: use at "
                 f"least two images (drop_last=True), or freeze the statistics."
@@ -166,6 +170,7 @@ def _first_layer_not_finite(model: nn.Module, inputs: Tensor) -> str:
         if not bool(torch.isfinite(value).all()):
             return name.rpartition(".")[0] or name
     found: list[str] = []
+    entered: list[str] = []
 
     def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
@@ -176,9 +181,14 @@ def _first_layer_not_finite(model: nn.Module, inputs: Tensor) -> str:
 
     leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
     hooks = [module.register_forward_hook(look(name)) for name, module in leaves]
+    hooks += [
+        module.register_forward_pre_hook(lambda *_, name=name: entered.append(name)) for name, module in leaves
+    ]
     try:
         with torch.no_grad():
             model(inputs)
+    except (RuntimeError, AssertionError):
+        found.append(entered[-1])  # it failed before it gave an output
     finally:
         for handle in hooks:
             handle.remove()
@@ -206,7 +216,10 @@ def _resume(path: Path, run: dict[str, int], model: nn.Module, *others: Any) -> 
         raise StateError(f"{path.name} cannot be read ({type(error).__name__}): delete it to start anew.") from error
     if kept != run:
         raise StateError(f"{path.name} is the state of another run ({kept}, not {run}): delete it to start anew.")
-    model.load_state_dict(state["model"])
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise StateError(f"{path.name} does not fit this {type(model).__name__}: delete it to start anew.") from error
     for other, its_state in zip(others, state["others"], strict=True):
         if other is not None:
             other.load_state_dict(its_state)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,3 +84,46 @@ def test_an_image_is_read_as_rgb() -> None:
     Image.new("L", (4, 3), 7).save(buffer, "PNG")
     buffer.seek(0)
     assert data.read_image(buffer).mode == "RGB"
+
+
+def test_a_training_batch_follows_from_its_arguments_alone() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        one, labels = data.training_batch(3, batch_size=4, seed=1)
+        assert torch.equal(before, torch.get_rng_state())
+        torch.manual_seed(6)
+        again, _ = data.training_batch(3, batch_size=4, seed=1)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, data.training_batch(3, batch_size=4, seed=2)[0])
+    assert labels.shape == (4,)
+
+
+def test_a_pass_shows_each_digit_once() -> None:
+    seen = torch.cat([data.training_batch(step, batch_size=5, images_per_class=1)[1] for step in range(2)])
+    assert seen.sort()[0].tolist() == list(range(10))
+
+
+def test_few_digits_are_equally_many_of_each_class_and_depend_on_the_seed() -> None:
+    labels = data.few_digits(5, seed=1).tensors[1]
+    assert torch.bincount(labels).tolist() == [5] * 10
+    assert not torch.equal(data.few_positions(5, seed=1), data.few_positions(5, seed=2))
+    assert data.few_positions(350).unique().shape == (3500,)
+
+
+def test_too_many_or_too_few_digits_are_refused() -> None:
+    with pytest.raises(ValueError, match="between 1 and 350; got 351"):
+        data.few_positions(351)
+    with pytest.raises(ValueError, match="at least as many digits; there are 10"):
+        data.training_batch(0, batch_size=16, images_per_class=1)
+
+
+def test_altered_features_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "SHA256SUMS").write_text((data.FEATURES.parent / "SHA256SUMS").read_text())
+    monkeypatch.setattr(data, "FEATURES", tmp_path / data.FEATURES.name)
+    data.digit_features.cache_clear()
+    with pytest.raises(data.FeaturesError, match="missing or altered"):
+        data.digit_features("test")
+    data.FEATURES.write_bytes(b"other")
+    with pytest.raises(data.FeaturesError, match="missing or altered"):
+        data.digit_features("test")

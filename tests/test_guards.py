@@ -202,3 +202,47 @@ def test_sequences_of_length_zero_are_refused(language_model: nets.CharLSTM) -> 
         for model in (language_model, dynamic):
             with pytest.raises(RuntimeError, match="sequence length to be larger than 0"):
                 model(torch.zeros(1, 0, dtype=torch.int64))
+
+
+def test_fusing_for_training_wants_training_mode(net: nn.Module) -> None:
+    model = models.load_digits_float()
+    with pytest.raises(guards.EvalModeError, match=r"in evaluation mode \(\(whole model\), features.0.1"):
+        guards.require_training(model)
+    model.train().features[0][1].eval()
+    with pytest.raises(guards.EvalModeError, match=r"\(features.0.1\): call .train\(\) first"):
+        guards.require_training(model)
+    assert guards.require_training(model.train()) is model
+
+
+def test_torchvision_folds_norms_away_in_evaluation_mode_without_a_word() -> None:
+    model = models.load_digits_float()
+    model.fuse_model()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_a_partly_converted_model_is_not_trainable() -> None:
+    part = nn.Sequential(models.load_digits_int8(), nn.Linear(10, 2))
+    with pytest.raises(guards.ConvertedModelError, match="53 layers of this Sequential are int8"):
+        guards.require_trainable(part)
+
+
+def test_prepare_qat_wants_training_mode(net: nn.Module) -> None:
+    net.qconfig = tq.get_default_qat_qconfig("qnnpack")
+    with pytest.raises(AssertionError, match="only works on models in training mode"):
+        tq.prepare_qat(net)
+
+
+def test_a_model_converted_in_training_mode_is_not_measured(net: nn.Module) -> None:
+    net.train().qconfig = tq.get_default_qat_qconfig("qnnpack")
+    trained = tq.prepare_qat(net)
+    trained(torch.rand(2, 3, 8, 8))
+    with engines.using_engine("qnnpack"):
+        converted = tq.convert(trained)
+    with pytest.raises(models.TrainingModeError, match=r"call \.eval"):
+        models.require_eval(converted)
+
+
+def test_fake_quantizers_that_never_ran_are_found(net: nn.Module) -> None:
+    net.train().qconfig = tq.get_default_qat_qconfig("qnnpack")
+    with pytest.raises(calibration.NotCalibratedError, match="2 layers with weights have not been calibrated"):
+        calibration.require_calibrated(tq.prepare_qat(net))

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from qhelpers import engines, models
-from training import calibration_curve, common, digits_float, text_lstm
+from qhelpers import engines, models, published
+from training import calibration_curve, common, text_lstm
 
 
 def test_the_float_network_computes_what_the_int8_one_does() -> None:
     int8 = models.skeleton(1000, quantize=True)
     image = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]):
-        rebuilt = digits_float.float_from_int8(int8)
+        rebuilt = published.float_from_int8(int8)
     with torch.inference_mode(), engines.using_engine("qnnpack"):
         expected, found = int8(image), rebuilt(image)
     step = float(int8.classifier[1].scale)
@@ -27,7 +27,7 @@ def test_norms_get_statistics_and_the_function_stays() -> None:
         images = torch.randn(8, 3, 16, 16)
     norm, inputs = model[1], model[0](images)
     before = model(images)
-    digits_float.give_norms_statistics(model, images)
+    published.give_norms_statistics(model, images)
     torch.testing.assert_close(model(images), before, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(norm.running_mean, inputs.mean((0, 2, 3)))
     torch.testing.assert_close(norm.running_var, inputs.var((0, 2, 3)))

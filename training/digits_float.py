@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import quantization as tvq
 
 from qhelpers import data, models, published
 from training import common

@@ -63,4 +63,4 @@ def _key(run: Run) -> str:
 
 
 def _short(measured: Run) -> Run:
-    return {name: value for name, value in measured.items() if not isinstance(value, list)}
+    return {name: value for name, value in measured.items() if not isinstance(value, (list, str))}

@@ -40,12 +40,23 @@ RUNS: list[Run] = [
     *(DOCUMENTS | {"lr": 1e-2, "momentum": 0.9, "seed": seed} for seed in SEEDS),
     *(RECIPE | {"frozen": what, "seed": seed} for what in FROZEN for seed in SEEDS),
     *(RECIPE | point for point in GRID),
+    *(RECIPE | {"dead": "silenced", "seed": seed} for seed in SEEDS),
 ]
 
 
-def prepared(engine: str = "qnnpack") -> nn.Module:
+def silence_dead_channels(model: nn.Module) -> nn.Module:
+    """Set the factor of each batch norm channel that never varies to 0; its output stays what it was."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
+            module.weight.data[module.running_var < 1e-10] = 0
+    return model
+
+
+def prepared(silenced: bool = False, engine: str = "qnnpack") -> nn.Module:
     """The float digits model, fused for training, with fake quantization."""
     model = models.load_digits_float().train()
+    if silenced:
+        silence_dead_channels(model)
     model.fuse_model(is_qat=True)
     model.qconfig = tq.get_default_qat_qconfig(engine)
     return tq.prepare_qat(model)
@@ -88,7 +99,7 @@ def freeze(what: str, steps: int) -> dict[int, object]:
 def measure(run: Run) -> Run:
     """Train as the run says, and measure the int8 model."""
     torch.manual_seed(run["seed"])
-    model = models.load_digits_float().train() if run["what"] == "float" else prepared()
+    model = models.load_digits_float().train() if run["what"] == "float" else prepared("dead" in run)
     if run["what"] == "statistics":  # training without training: only running statistics and ranges change
         for step in range(run["steps"]):
             with torch.no_grad():

@@ -1,0 +1,286 @@
+"""The training loop: what it refuses, where it stops, how it resumes; and the committed results."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qhelpers import data, guards, models, training
+from training import experiments, qat_runs, transfer_runs
+
+
+@pytest.fixture(autouse=True)
+def random_weights(nothing_global_left_changed: None) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def small_net() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 2)
+    )
+
+
+def batch_of(step: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(4, 1, 6, 6, generator=generator), torch.arange(4) % 2
+
+
+def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_loss_falls_and_the_random_state_stays() -> None:
+    model = small_net()
+    before = torch.get_rng_state()
+    losses = training.fit(model, lambda step: batch_of(0), sgd(model), 30)
+    assert len(losses) == 30
+    assert losses[-1] < losses[0]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_learning_rate_that_is_far_too_high_stops_the_run_and_gives_good_weights_back() -> None:
+    model = small_net()
+    seen: list[dict[str, Tensor]] = []
+
+    def remember(step: int, losses: list[float]) -> None:
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    optimizer = sgd(model, lr=0.01)
+
+    def explode(model: nn.Module) -> None:
+        optimizer.param_groups[0]["lr"] = 1e38
+
+    with pytest.raises(training.DivergedError, match=r"The loss of step 4 is .*weights of step 3 again") as caught:
+        training.fit(model, batch_of, optimizer, 10, at={3: explode}, on_step=remember)
+    assert caught.value.step == 4
+    assert caught.value.layer in dict(model.named_modules())
+    assert equal({k: v for k, v in seen[2].items() if "running" not in k and "tracked" not in k}, model.state_dict())
+    assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
+
+
+def test_a_damaged_image_is_named_and_does_not_reach_the_statistics() -> None:
+    model = small_net()
+
+    def damaged(step: int) -> tuple[Tensor, Tensor]:
+        images, labels = batch_of(step)
+        if step == 2:
+            images[0, 0, 0, 0] = float("inf")
+        return images, labels
+
+    with pytest.raises(training.DivergedError, match=r"step 2 is .*the batch itself"):
+        training.fit(model, damaged, sgd(model), 5)
+    assert bool(model[1].running_mean.isfinite().all())
+
+
+def test_the_first_layer_whose_output_overflows_is_named() -> None:
+    model = small_net()
+    with torch.no_grad():
+        model[5].weight.fill_(1e38)
+    with pytest.raises(training.DivergedError) as caught:
+        training.fit(model.eval(), lambda step: (10 * batch_of(step)[0], batch_of(step)[1]), sgd(model), 1)
+    assert caught.value.layer == "5"
+
+
+def test_a_fake_quantized_network_survives_a_nan_batch() -> None:
+    model = qat_runs.prepared()
+    images, labels = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    bad = images.clone()
+    bad[0] = float("nan")
+    with pytest.raises(training.DivergedError, match="the batch itself"):
+        training.fit(model, lambda step: (images if step == 0 else bad, labels), sgd(model, 1e-4), 2)
+    assert bool(model(images).isfinite().all())
+
+
+@pytest.mark.parametrize("eval_first", [False, True])
+def test_a_batch_of_one_is_refused_while_norms_take_statistics(eval_first: bool) -> None:
+    model = small_net()
+    one = (batch_of(0)[0][:1], batch_of(0)[1][:1])
+    if eval_first:  # frozen statistics: nothing is wrong with one image
+        assert len(training.fit(model.eval(), lambda step: one, sgd(model), 1)) == 1
+    else:
+        with pytest.raises(training.NormBatchError, match="A batch of 1 while 1 takes statistics"):
+            training.fit(model, lambda step: one, sgd(model), 1)
+
+
+def test_a_batch_of_one_is_refused_by_fused_layers_too() -> None:
+    model = qat_runs.prepared()
+    one = (torch.randn(1, 3, 64, 64), torch.tensor([0]))
+    with pytest.raises(training.NormBatchError, match=r"A batch of 1 while features\.0\.0\.bn"):
+        training.fit(model, lambda step: one, sgd(model), 1)
+    qat_runs.freeze("norms at once", 3)[0](model)
+    assert len(training.fit(model, lambda step: one, sgd(model, 1e-4), 1)) == 1
+
+
+def test_a_converted_model_is_not_trained() -> None:
+    int8 = models.load_digits_int8()
+    with pytest.raises(guards.ConvertedModelError, match="are int8 and cannot be trained"):
+        training.fit(int8, batch_of, sgd(nn.Linear(1, 1)), 1)
+
+
+def run(state_file: Path | None, stop_at: int | None = None, seed: int = 0, steps: int = 9) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model = small_net()
+    optimizer = sgd(model)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        if step == stop_at:
+            raise KeyboardInterrupt
+        return batch_of(step)
+
+    training.fit(
+        model,
+        batch,
+        optimizer,
+        steps,
+        schedule=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
+        at={2: lambda net: net[1].eval()},  # a mode is in no state_dict: it must be applied again
+        state_file=state_file,
+        save_every=4,
+        seed=seed,
+    )
+    return model.state_dict()
+
+
+def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(file, stop_at=7)
+    assert file.is_file()
+    assert equal(run(file), run(None))
+    assert not file.exists()
+
+
+def test_the_state_of_another_run_is_refused_and_kept(tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(file, stop_at=7)
+    for other in ({"seed": 1}, {"steps": 12}):
+        with pytest.raises(training.StateError, match="the state of another run"):
+            run(file, **other)
+    assert file.is_file()
+
+
+def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        run(file, stop_at=7)
+    other = nn.Linear(3, 2)
+    with pytest.raises(training.StateError, match="does not fit"):
+        training.fit(other, batch_of, sgd(other), 9, state_file=file)
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    file.write_bytes(b"half a file")
+    with pytest.raises(training.StateError, match="cannot be read"):
+        run(file)
+
+
+# --- results --------------------------------------------------------------------------------------------
+
+
+def written(folder: Path, change: Callable[[dict[str, Any]], None] = lambda found: None) -> Path:
+    found = {"script": "training/a.py", "date": "2026-11-23", "versions": {"torch": torch.__version__}, "rows": [{}]}
+    change(found)
+    (folder / "a.json").write_text(json.dumps(found))
+    return folder
+
+
+def test_results_of_another_version_are_refused(tmp_path: Path) -> None:
+    assert training.results("a", written(tmp_path))["rows"] == [{}]
+
+    def older(found: dict[str, Any]) -> None:
+        found["versions"]["torch"] = "2.0.1"
+
+    with pytest.raises(
+        training.ResultsError, match=r"a\.json was made with torch 2\.0\.1, this is .*run training/a\.py"
+    ):
+        training.results("a", written(tmp_path, older))
+
+
+@pytest.mark.parametrize("missing", ["script", "date", "versions", "rows"])
+def test_damaged_results_are_refused(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(training.ResultsError, match=rf"a\.json is damaged.*{missing}"):
+        training.results("a", written(tmp_path, lambda found: found.pop(missing)))
+
+
+def test_a_seed_that_was_not_run_is_refused() -> None:
+    with pytest.raises(training.ResultsError, match=r"training/qat_runs\.py has left no row with seed=99"):
+        training.pick(training.results("qat_runs"), seed=99)
+
+
+@pytest.mark.parametrize(("name", "runs"), [("qat_runs", qat_runs.RUNS), ("transfer_runs", transfer_runs.RUNS)])
+def test_committed_results_have_every_run_of_their_script(name: str, runs: list[dict[str, Any]]) -> None:
+    found = training.results(name)
+    assert all(len(training.pick(found, **run)) >= 1 for run in runs)
+    assert {row["seed"] for row in found["rows"]} >= {0, 1, 2}
+
+
+# --- the scripts ----------------------------------------------------------------------------------------
+
+
+def test_finished_runs_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+
+    class Now:
+        """Runs in this process what would run in a worker."""
+
+        def __init__(self, *_: Any) -> None: ...
+        def __enter__(self) -> "Now":
+            return self
+
+        def __exit__(self, *_: Any) -> None: ...
+        def submit(self, function: Callable[[Any], Any], run: Any) -> "Future":
+            return Future(function, run)
+
+    class Future:
+        def __init__(self, function: Callable[[Any], Any], run: Any) -> None:
+            self.function, self.run = function, run
+
+        def result(self) -> Any:
+            done.append(self.run["n"])
+            return self.function(self.run)
+
+    monkeypatch.setattr(experiments, "ProcessPoolExecutor", Now)
+    monkeypatch.setattr(experiments, "as_completed", list)
+    state, runs = tmp_path / "state.json", [{"n": n} for n in (1, 2, 3, 1)]
+    fails = True
+
+    def work(run: dict[str, Any]) -> dict[str, Any]:
+        if run["n"] == 3 and fails:
+            raise RuntimeError("interrupted")
+        return {"square": run["n"] ** 2}
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        experiments.run_all(work, runs, state)
+    fails = False
+    rows = experiments.run_all(work, runs, state)
+    assert rows == [{"n": 1, "square": 1}, {"n": 2, "square": 4}, {"n": 3, "square": 9}]
+    assert done == [1, 2, 3, 3]
+
+
+def test_results_are_written_so_that_they_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    experiments.write_results("b", "training/b.py", "in %", [{"seed": 0, "top1": 98.0}, {"seed": 1, "top1": 97.0}])
+    found = training.results("b", tmp_path)
+    assert training.pick(found, seed=1) == [{"seed": 1, "top1": 97.0}]
+
+
+def test_silencing_dead_channels_leaves_the_function() -> None:
+    before, after = models.load_digits_float(), qat_runs.silence_dead_channels(models.load_digits_float())
+    images, _ = next(iter(data.digit_loader("validation", batch_size=50)))  # dead is dead for digits
+    with torch.inference_mode():
+        torch.testing.assert_close(after(images), before(images), atol=1e-3, rtol=1e-3)
+    factor_of = [net.features[1].conv[0][1].weight[13].item() for net in (before, after)]
+    assert factor_of[0] != 0
+    assert factor_of[1] == 0
