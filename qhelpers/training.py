@@ -155,8 +155,7 @@ def _check_batch(model: nn.Module, inputs: Tensor) -> None:
     if len(inputs) > 1:
         return
     for name, module in model.named_modules():
-        frozen = getattr(model.get_submodule(name.rpartition(".")[0]), "freeze_bn", False)  # of a fused module
-        if isinstance(module, _BatchNorm) and module.training and not frozen:
+        if isinstance(module, _BatchNorm) and module.training:
             raise NormBatchError(
                 f"A batch of {len(inputs)} while {name or 'the batch norm'} takes statistics of the batch: use at "
                 f"least two images (drop_last=True), or freeze the statistics."

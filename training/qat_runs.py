@@ -45,10 +45,10 @@ RUNS: list[Run] = [
 
 
 def silence_dead_channels(model: nn.Module) -> nn.Module:
-    """Set the factor of each batch norm channel that never varies to 0; its output stays what it was."""
+    """Make the factor of each batch norm channel that never varies tiny; its output stays what it was."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
-            module.weight.data[module.running_var < 1e-10] = 0
+            module.weight.data[module.running_var < 1e-10] = 1e-6  # not 0: QAT divides by it
     return model
 
 

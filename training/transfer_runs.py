@@ -115,7 +115,7 @@ def measure(run: Run) -> Run:
         optimizer,
         steps,
         schedule=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
-        at={2 * steps // 3: freeze} if quantized else {},
+        at={2 * steps // 3: freeze},
         seed=seed,
     )
     model.eval()
@@ -128,9 +128,12 @@ def measure(run: Run) -> Run:
 
 
 def freeze(model: nn.Module) -> None:
-    """From here on ranges and statistics stay."""
+    """From here on statistics stay, and ranges if there are any."""
     model.apply(tq.disable_observer)
     model.apply(freeze_bn_stats)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
 
 
 def main() -> None:
