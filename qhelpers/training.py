@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +71,11 @@ def fit(
         optimizer: of the model's parameters.
         steps: how many in all, those before an interruption included.
         schedule: stepped after each step.
-        at: what is applied to the model before the step that is named, such as freezing observers.
+        at: what is applied to the model before the step that is named, such as freezing observers; applied
+            again when a run is resumed behind that step.
         on_step: called after each step with its number and all losses up to it.
         state_file: where the state is kept every ``save_every`` steps, and found again; removed at the end.
-        seed: also marks the state as that of this run.
+        seed: marks the state as that of this run, with the steps, the optimizer's type and its learning rates.
 
     Returns:
         The loss of each step.
@@ -94,7 +95,8 @@ def fit(
     """
     guards.require_trainable(model)
     at = at or {}
-    run = {"steps": steps, "seed": seed}
+    rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    run = {"steps": steps, "seed": seed, "optimizer": type(optimizer).__name__, "learning rates": rates}
     losses = _resume(state_file, run, model, optimizer, schedule) if state_file is not None else []
     for step in range(len(losses)):  # what was applied before the interruption and is in no state_dict
         if step in at:
@@ -111,14 +113,7 @@ def fit(
                 torch.manual_seed(1_000_003 * seed + step)
                 loss = _loss(model, inputs, labels)
             if not bool(torch.isfinite(loss)):
-                layer = _first_layer_not_finite(model, inputs)
-                model.load_state_dict(good)
-                raise DivergedError(
-                    f"The loss of step {step} is {loss.item()}; the first output that is not finite is that of "
-                    f"{layer}. The model has the weights of step {max(step - 1, 0)} again: lower the learning rate.",
-                    step,
-                    layer,
-                )
+                _give_up(model, inputs, good, step, f"The loss of step {step} is {loss.item()}")
             good = _snapshot(model)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -128,7 +123,9 @@ def fit(
             losses.append(loss.item())
             bar.update()
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
-            if state_file is not None and len(losses) % save_every == 0:
+            if step == steps - 1 and _not_finite(model):
+                _give_up(model, inputs, good, step, f"After step {step}, the last one, weights are not finite")
+            if state_file is not None and len(losses) % save_every == 0 and not _not_finite(model):
                 _save(state_file, run, losses, model, optimizer, schedule)
             if on_step is not None:
                 on_step(step, losses)
@@ -140,11 +137,29 @@ def fit(
 def _loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     try:
         return F.cross_entropy(model(inputs), labels)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError):
         # fake quantizers that are shown infinite values complain before there is a loss
-        if not any(word in str(error) for word in ("zero_point", "min_val", "scale")):
+        if bool(torch.isfinite(inputs).all()) and not _not_finite(model):
             raise
         return torch.tensor(float("nan"))
+
+
+def _not_finite(model: nn.Module) -> list[str]:
+    # the observers' ranges are infinite until they have seen data
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith(("min_val", "max_val"))}
+    return [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+
+
+def _give_up(model: nn.Module, inputs: Tensor, good: dict[str, Tensor], step: int, what: str) -> NoReturn:
+    with torch.random.fork_rng(devices=[]):
+        layer = _first_layer_not_finite(model, inputs)
+    model.load_state_dict(good)
+    raise DivergedError(
+        f"{what}; the first that is not finite is {layer}. The model has its last good weights again: "
+        f"lower the learning rate, and make a new optimizer.",
+        step,
+        layer,
+    )
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -165,9 +180,6 @@ def _check_batch(model: nn.Module, inputs: Tensor) -> None:
 def _first_layer_not_finite(model: nn.Module, inputs: Tensor) -> str:
     if not bool(torch.isfinite(inputs).all()):
         return "the batch itself"
-    for name, value in model.named_parameters():
-        if not bool(torch.isfinite(value).all()):
-            return name.rpartition(".")[0] or name
     found: list[str] = []
     entered: list[str] = []
 
@@ -178,11 +190,11 @@ def _first_layer_not_finite(model: nn.Module, inputs: Tensor) -> str:
 
         return hook
 
-    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(look(name)) for name, module in leaves]
-    hooks += [
-        module.register_forward_pre_hook(lambda *_, name=name: entered.append(name)) for name, module in leaves
-    ]
+    hooks = []
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            hooks.append(module.register_forward_hook(look(name)))
+        hooks.append(module.register_forward_pre_hook(lambda *_, name=name: entered.append(name)))
     try:
         with torch.no_grad():
             model(inputs)
@@ -191,13 +203,16 @@ def _first_layer_not_finite(model: nn.Module, inputs: Tensor) -> str:
     finally:
         for handle in hooks:
             handle.remove()
-    return found[0] if found else "the loss"
+    if found:
+        return found[0]
+    stale = _not_finite(model)
+    return stale[0].rpartition(".")[0] or stale[0] if stale else "the loss"
 
 
 # --- interrupted runs ---------------------------------------------------------------------------------
 
 
-def _save(path: Path, run: dict[str, int], losses: list[float], model: nn.Module, *others: Any) -> None:
+def _save(path: Path, run: dict[str, Any], losses: list[float], model: nn.Module, *others: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     states = [None if other is None else other.state_dict() for other in others]
@@ -205,7 +220,7 @@ def _save(path: Path, run: dict[str, int], losses: list[float], model: nn.Module
     os.replace(part, path)
 
 
-def _resume(path: Path, run: dict[str, int], model: nn.Module, *others: Any) -> list[float]:
+def _resume(path: Path, run: dict[str, Any], model: nn.Module, *others: Any) -> list[float]:
     if not path.is_file():
         return []
     try:
@@ -217,11 +232,11 @@ def _resume(path: Path, run: dict[str, int], model: nn.Module, *others: Any) -> 
         raise StateError(f"{path.name} is the state of another run ({kept}, not {run}): delete it to start anew.")
     try:
         model.load_state_dict(state["model"])
-    except RuntimeError as error:
+        for other, its_state in zip(others, state["others"], strict=True):
+            if other is not None:
+                other.load_state_dict(its_state)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise StateError(f"{path.name} does not fit this {type(model).__name__}: delete it to start anew.") from error
-    for other, its_state in zip(others, state["others"], strict=True):
-        if other is not None:
-            other.load_state_dict(its_state)
     return losses
 
 
@@ -256,7 +271,7 @@ def results(name: str, folder: Path = RESULTS) -> dict[str, Any]:
 
 
 def pick(found: Mapping[str, Any], **wanted: Any) -> list[dict[str, Any]]:
-    """The rows of results whose fields have the wanted values.
+    """The rows of results whose fields have the wanted values; a field that a row lacks counts as None.
 
     Raises:
         ResultsError: if there is none, such as for a seed that was not run.

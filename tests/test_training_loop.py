@@ -115,8 +115,25 @@ def test_a_fake_quantizer_that_complains_of_infinite_weights_is_named() -> None:
 
 def test_other_errors_are_passed_on() -> None:
     model = small_net()
-    with pytest.raises(RuntimeError, match="size mismatch|shapes cannot be multiplied"):
+    with pytest.raises(RuntimeError, match=r"size mismatch|shapes cannot be multiplied"):
         training.fit(model, lambda step: (torch.zeros(4, 1, 9, 9), batch_of(0)[1]), sgd(model), 1)
+
+
+def test_weights_that_the_last_step_ruins_are_found_too() -> None:
+    model = small_net()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with pytest.raises(training.DivergedError, match="After step 0, the last one, weights are not finite"):
+        training.fit(model, batch_of, sgd(model, lr=float("inf")), 1)
+    assert equal(before, dict(model.named_parameters()))
+
+
+def test_finding_the_layer_leaves_the_random_state_alone() -> None:
+    model = small_net()  # it has a dropout
+    before = torch.get_rng_state()
+    bad = (torch.full((4, 1, 6, 6), float("nan")), batch_of(0)[1])
+    with pytest.raises(training.DivergedError):
+        training.fit(model, lambda step: bad, sgd(model), 1)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("eval_first", [False, True])
@@ -145,10 +162,12 @@ def test_a_converted_model_is_not_trained() -> None:
         training.fit(int8, batch_of, sgd(nn.Linear(1, 1)), 1)
 
 
-def run(state_file: Path | None, stop_at: int | None = None, seed: int = 0, steps: int = 9) -> dict[str, Tensor]:
+def run(
+    state_file: Path | None, stop_at: int | None = None, seed: int = 0, steps: int = 9, lr: float = 0.1
+) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = small_net()
-    optimizer = sgd(model)
+    optimizer = sgd(model, lr)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         if step == stop_at:
@@ -182,9 +201,9 @@ def test_the_state_of_another_run_is_refused_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "state.pt"
     with pytest.raises(KeyboardInterrupt):
         run(file, stop_at=7)
-    for other in ({"seed": 1}, {"steps": 12}):
+    for other in ({"seed": 1}, {"steps": 12}, {"lr": 0.2}):
         with pytest.raises(training.StateError, match="the state of another run"):
-            run(file, **other)
+            run(file, **other)  # type: ignore[arg-type]
     assert file.is_file()
 
 
@@ -285,6 +304,10 @@ def test_finished_runs_survive_an_interruption(tmp_path: Path, monkeypatch: pyte
     rows = experiments.run_all(work, runs, state)
     assert rows == [{"n": 1, "square": 1}, {"n": 2, "square": 4}, {"n": 3, "square": 9}]
     assert done == [1, 2, 3, 3]
+    kept = json.loads(state.read_text())
+    state.write_text(json.dumps(kept | {"maker": "another version"}))
+    with pytest.raises(SystemExit, match="made by another version of the code or of PyTorch"):
+        experiments.run_all(work, runs, state)
 
 
 def test_results_are_written_so_that_they_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,6 +322,7 @@ def test_silencing_dead_channels_leaves_the_function() -> None:
     images, _ = next(iter(data.digit_loader("validation", batch_size=50)))  # dead is dead for digits
     with torch.inference_mode():
         torch.testing.assert_close(after(images), before(images), atol=1e-3, rtol=1e-3)
+    assert bool(qat_runs.prepared(silenced=True)(images[:4]).isfinite().all())  # QAT divides by the factor
     factor_of = [net.features[1].conv[0][1].weight[13].item() for net in (before, after)]
     assert factor_of[0] != 0
     assert 0 < factor_of[1] < 1e-5

@@ -1,6 +1,7 @@
 """Run many short trainings on two cores, keep each as it finishes, and write them as one results file."""
 
 import datetime
+import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 import torchvision
 
-from qhelpers import reports
+from qhelpers import data, reports, training
 
 Run = dict[str, Any]  # what decides a run: every field that the result follows from
 RESULTS = Path(__file__).parent / "results"
@@ -28,9 +29,15 @@ def run_all(
     """Each run's fields and what the function measured, in the order of ``runs``.
 
     Finished runs are kept in ``state_file``, so that an interrupted call goes on where it was.
+
+    Raises:
+        SystemExit: if the state was made by another version of the script, the loop or PyTorch.
     """
-    known = json.loads(state_file.read_text()) if state_file.is_file() else []
-    finished = {_key(row["run"]): row for row in known}
+    maker = _maker(function)
+    kept = json.loads(state_file.read_text()) if state_file.is_file() else {"maker": maker, "rows": []}
+    if kept["maker"] != maker:
+        raise SystemExit(f"{state_file} was made by another version of the code or of PyTorch: delete it.")
+    finished = {_key(row["run"]): row for row in kept["rows"]}
     runs = list({_key(run): run for run in runs}.values())
     todo = [run for run in runs if _key(run) not in finished]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), one_thread) as pool:
@@ -38,7 +45,7 @@ def run_all(
         for done in as_completed(waiting):
             row = {"run": waiting[done], "measured": done.result()}
             finished[_key(row["run"])] = row
-            reports.write_whole(state_file, json.dumps(list(finished.values())))
+            reports.write_whole(state_file, json.dumps({"maker": maker, "rows": [*finished.values()]}))
             print(f"{len(finished)} of {len(runs)}: {row['run']} {_short(row['measured'])}", flush=True)
     rows = [finished[_key(run)] for run in runs]
     return [row["run"] | row["measured"] for row in rows]
@@ -56,6 +63,13 @@ def write_results(name: str, script: str, measured: str, rows: Sequence[Any]) ->
     lines = json.dumps(head | {"measured": measured}, indent=1)[:-2]
     listed = ",\n  ".join(json.dumps(row) for row in rows)
     reports.write_whole(RESULTS / f"{name}.json", f'{lines},\n "rows": [\n  {listed}\n ]\n}}\n')
+
+
+def _maker(function: Callable[[Run], Run]) -> str:
+    digest = hashlib.sha256(torch.__version__.encode() + torchvision.__version__.encode())
+    for path in (Path(function.__code__.co_filename), Path(training.__file__), Path(data.__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _key(run: Run) -> str:

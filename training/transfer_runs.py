@@ -31,7 +31,7 @@ DECAYS = (0.01, 0.1, 1.0)
 PER_CHANNEL = tq.QConfig(
     activation=tq.get_default_qat_qconfig("qnnpack").activation, weight=tq.default_fused_per_channel_wt_fake_quant
 )
-METHODS = ("int8 features", "float features", "float whole", "int8 whole")
+METHODS = ("int8 features", "int8 features, augmented", "float features", "float whole", "int8 whole")
 RUNS: list[Run] = [
     {"method": method, "images": 10 * each, "seed": seed} for seed in range(3) for each in STEPS for method in METHODS
 ]
@@ -69,9 +69,17 @@ def train_head(inputs: Tensor, labels: Tensor, decay: float, seed: int) -> nn.Li
     return head.eval()
 
 
-def best_head(kind: str, positions: Tensor, seed: int) -> tuple[nn.Linear, dict[str, Any]]:
+def augmented_features(each: int, seed: int) -> tuple[Tensor, Tensor]:
+    """int8 features and labels of the very images that the whole network is trained on."""
+    model = pretrained()
+    batches = [data.training_batch(step, BATCH, seed, each) for step in range(STEPS[each])]
+    with engines.using_engine("qnnpack"), torch.inference_mode():
+        parts = [features(model, images).dequantize() for images, _ in batches]
+    return torch.cat(parts).clone(), torch.cat([labels for _, labels in batches])
+
+
+def best_head(kind: str, inputs: Tensor, labels: Tensor, seed: int) -> tuple[nn.Linear, dict[str, Any]]:
     """The head whose weight decay does best on the validation digits, and what it reaches."""
-    inputs, labels = all_features(kind, "train")[positions], data.digits("train").tensors[1][positions]
     splits = {name: [(all_features(kind, name), data.digits(name).tensors[1])] for name in ("validation", "test")}
     heads = {decay: train_head(inputs, labels, decay, seed) for decay in DECAYS}
     reached = {decay: metrics.top1(head, splits["validation"]).percent for decay, head in heads.items()}
@@ -93,8 +101,12 @@ def measure(run: Run) -> Run:
     torch.manual_seed(run["seed"])
     each, seed = run["images"] // 10, run["seed"]
     positions = data.few_positions(each, seed)
+    if run["method"] == "int8 features, augmented":
+        return best_head("int8", *augmented_features(each, seed), seed)[1]
     kind, part = run["method"].split()
-    head, found = best_head(kind, positions, seed)
+    head, found = best_head(
+        kind, all_features(kind, "train")[positions], data.digits("train").tensors[1][positions], seed
+    )
     if part == "features":
         return found
     model = published.float_from_int8(pretrained())
