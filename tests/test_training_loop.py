@@ -61,7 +61,7 @@ def test_a_learning_rate_that_is_far_too_high_stops_the_run_and_gives_good_weigh
     def explode(model: nn.Module) -> None:
         optimizer.param_groups[0]["lr"] = 1e38
 
-    with pytest.raises(training.DivergedError, match=r"The loss of step 4 is .*weights of step 3 again") as caught:
+    with pytest.raises(training.DivergedError, match=r"The loss of step 4 is .*last good weights again") as caught:
         training.fit(model, batch_of, optimizer, 10, at={3: explode}, on_step=remember)
     assert caught.value.step == 4
     assert caught.value.layer in dict(model.named_modules())
