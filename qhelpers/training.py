@@ -21,6 +21,7 @@ from qhelpers import guards, reports
 
 RESULTS = Path(__file__).parents[1] / "training" / "results"
 Batch = tuple[Tensor, Tensor]
+THE_BATCH = "the batch itself"
 
 
 class TrainingError(RuntimeError):
@@ -154,9 +155,9 @@ def _give_up(model: nn.Module, inputs: Tensor, good: dict[str, Tensor], step: in
     with torch.random.fork_rng(devices=[]):
         layer = _first_layer_not_finite(model, inputs)
     model.load_state_dict(good)
+    advice = "look at its images" if layer == THE_BATCH else "lower the learning rate, and make a new optimizer"
     raise DivergedError(
-        f"{what}; the first that is not finite is {layer}. The model has its last good weights again: "
-        f"lower the learning rate, and make a new optimizer.",
+        f"{what}; the first that is not finite is {layer}. The model has its last good weights again: {advice}.",
         step,
         layer,
     )
@@ -179,7 +180,7 @@ def _check_batch(model: nn.Module, inputs: Tensor) -> None:
 
 def _first_layer_not_finite(model: nn.Module, inputs: Tensor) -> str:
     if not bool(torch.isfinite(inputs).all()):
-        return "the batch itself"
+        return THE_BATCH
     found: list[str] = []
     entered: list[str] = []
 

@@ -77,7 +77,8 @@ def leftovers(folder: Path) -> list[str]:
 
 def test_committed_files_match_their_recorded_hashes() -> None:
     sums = models.recorded_sums()
-    assert {path.name for path in models.WEIGHTS_FOLDER.glob("*.pt")} == set(sums)
+    committed = [path for pattern in ("*.pt", "*.npz") for path in models.WEIGHTS_FOLDER.glob(pattern)]
+    assert {path.name for path in committed} == set(sums)
     for name, digest in sums.items():
         assert models.sha256(models.WEIGHTS_FOLDER / name) == digest
 
