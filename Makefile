@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 FORCE ?=
 PORT ?= 8000
 
-.PHONY: book test serve lint clean notebooks
+.PHONY: book test test-arm-like serve lint clean notebooks
 
 book: notebooks ## set up, execute every notebook, build _build/html
 	$(BIN)/python -m tools.build_site
@@ -20,6 +20,9 @@ notebooks: $(VENV)/installed ## the step that book and test share
 test: $(VENV)/installed ## unit tests, doctests, structure tests, then every notebook
 	$(BIN)/python -m pytest --doctest-modules tests qhelpers
 	$(BIN)/python -m tools.run_notebooks $(if $(FORCE),--force)
+
+test-arm-like: $(VENV)/installed ## every chapter where PyTorch has no x86 engine, as on ARM and macOS
+	$(BIN)/python -m tools.check_arm_like
 
 serve: book ## look at the book at http://localhost:8000
 	$(BIN)/python -m http.server --directory _build/html --bind 127.0.0.1 $(PORT)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import build_site, check_repeat, check_site, common, run_notebooks
+from tools import build_site, check_arm_like, check_repeat, check_site, common, run_notebooks
 
 PROJECT = common.ROOT
 WEIGHTS = "mobilenet_v2_qnnpack_37f702c5.pth"
@@ -321,3 +321,33 @@ def test_runs_of_different_sources_are_not_compared_silently(tmp_path: Path) -> 
     path = two_runs(tmp_path, {}) / "by-hand" / "rows-one.json"
     path.write_text(path.read_text().replace("same", "older"))
     assert check_repeat.differences(tmp_path) == (["one: the two runs had different sources"], 1)
+
+
+# --- as on ARM ---------------------------------------------------------------------------------------
+
+
+def arm_like(code: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(PROJECT / "tools" / "arm_like")}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=PROJECT)
+
+
+def test_hiding_leaves_the_engines_of_arm_and_macos() -> None:
+    done = arm_like(
+        "import torch; from qhelpers import engines\n"
+        "print(torch.backends.quantized.supported_engines, torch.backends.quantized.engine, engines.default_engine())"
+    )
+    assert done.stdout == "['qnnpack', 'none'] qnnpack qnnpack\n"
+
+
+@pytest.mark.parametrize("engine", ["x86", "fbgemm", "onednn"])
+def test_a_hidden_engine_cannot_be_set(engine: str) -> None:
+    done = arm_like(f"import torch; torch.backends.quantized.engine = {engine!r}")
+    assert f"quantized engine {engine} is not supported" in done.stderr
+
+
+def test_the_arm_like_check_notices_that_nothing_was_hidden(
+    small_book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check_arm_like, "BUILD", small_book / "build")
+    assert check_arm_like.check([small_book / "book" / "one.ipynb"]) == ["one"]
+    assert "one, x86 engines hidden: FAILED" in capsys.readouterr().out

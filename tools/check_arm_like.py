@@ -1,0 +1,54 @@
+"""Run notebooks where only the engine of ARM and macOS wheels is left, and make a good page of each.
+
+The x86 engines are hidden from every process (``tools/arm_like``): chapters must choose through ``default_engine``,
+and leave out, with a word, what needs an engine that is not there.
+
+    python -m tools.check_arm_like [NOTEBOOK ...]
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from tools.build_site import build, stage
+from tools.build_site import check as check_pages
+from tools.common import BUILD, gathers_results, notebooks
+from tools.run_notebooks import run
+
+PROOF = "quantized engine qnnpack"  # in the line that every chapter prints first; without hiding it says x86
+
+
+def check(chosen: list[Path]) -> list[str]:
+    """Run the notebooks, build the book around them, and return the names of those that fail."""
+    folder = BUILD / "arm-like"
+    shutil.rmtree(folder, ignore_errors=True)
+    path = os.pathsep.join([str(Path(__file__).parent / "arm_like"), os.environ.get("PYTHONPATH", "")])
+    failed, copies = [], {}
+    for notebook in chosen:
+        code, seconds = run(notebook, folder / notebook.stem, {"PYTHONPATH": path})
+        copy = folder / notebook.stem / notebook.name
+        good = code == 0 and PROOF in copy.read_text()
+        if not good:
+            failed.append(notebook.stem)
+        copies[notebook.stem] = copy
+        print(f"{notebook.stem}, x86 engines hidden: {'passed' if good else 'FAILED'}, {seconds:.0f} s", flush=True)
+    if not failed:
+        stage(copies)
+        check_pages(build())
+    return failed
+
+
+def main() -> int:
+    """Check the notebooks that are named, or all but the pages that gather the others' results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path)
+    chosen = parser.parse_args().notebooks or [path for path in notebooks() if not gathers_results(path)]
+    failed = check(chosen)
+    print(f"{len(chosen)} notebooks with the x86 engines hidden; failed: {', '.join(failed) or 'none'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
