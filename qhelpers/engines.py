@@ -5,7 +5,7 @@ converted or loaded (to pack its weights) and again by some operators at run tim
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,19 @@ from torch import nn
 KNOWN_ENGINES = ("x86", "fbgemm", "onednn", "qnnpack")
 # Whether the default qconfig leaves one bit of the activations unused; a test compares it with PyTorch.
 REDUCES_RANGE = {"x86": True, "fbgemm": True, "onednn": False, "qnnpack": False}
+
+# What decides the speed of int8, strongest first: PyTorch's name of the capability, and the usual one.
+INSTRUCTIONS = {
+    "amx_int8": "AMX",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "i8mm": "NEON i8mm",
+    "dot": "NEON dot product",
+    "avx512_bw": "AVX-512",
+    "avx2": "AVX2",
+    "neon": "NEON",
+}
+DOT_PRODUCT = ("AMX", "AVX-512 VNNI", "AVX-VNNI", "NEON i8mm", "NEON dot product")
 
 
 class EngineError(ValueError):
@@ -72,6 +85,31 @@ def check_engine(name: str) -> str:
             f"Use default_engine() to take what is there."
         )
     return name
+
+
+def int8_instructions(capabilities: Mapping[str, Any] | None = None) -> list[str]:
+    """The processor's vector instructions that matter for int8, strongest first.
+
+    Those in ``DOT_PRODUCT`` multiply int8 pairs and add them up in 32 bits, in one step; with the others, int8 takes
+    nearly as many instructions as float.
+
+    Args:
+        capabilities: as ``torch.cpu.get_capabilities`` gives them; if None, those of this machine.
+
+    >>> int8_instructions({"architecture": "x86_64", "avx2": True, "avx512_vnni": False})
+    ['AVX2']
+    """
+    found = torch.cpu.get_capabilities() if capabilities is None else capabilities
+    return [label for name, label in INSTRUCTIONS.items() if found.get(name)]
+
+
+def has_int8_dot_product() -> bool:
+    """Whether this processor has an instruction for int8 dot products.
+
+    >>> has_int8_dot_product() == any(name in DOT_PRODUCT for name in int8_instructions())
+    True
+    """
+    return not set(DOT_PRODUCT).isdisjoint(int8_instructions())
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Engines: selected, restored, and refused where they do not exist."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -41,3 +43,33 @@ def test_a_build_without_engines_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(engines, "available_engines", lambda: [])
     with pytest.raises(engines.EngineError, match="has no quantized engine"):
         engines.default_engine()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx2": True}, ["AVX2"]),
+        ({"avx2": True, "avx512_bw": True}, ["AVX-512", "AVX2"]),
+        ({"avx2": True, "avx512_bw": True, "avx512_vnni": True}, ["AVX-512 VNNI", "AVX-512", "AVX2"]),
+        ({"avx2": True, "avx_vnni": True}, ["AVX-VNNI", "AVX2"]),
+        (
+            {"avx2": True, "avx512_bw": True, "avx512_vnni": True, "amx_int8": True},
+            ["AMX", "AVX-512 VNNI", "AVX-512", "AVX2"],
+        ),
+        ({"neon": True, "dot": False}, ["NEON"]),
+        ({"neon": True, "dot": True, "i8mm": True}, ["NEON i8mm", "NEON dot product", "NEON"]),
+        ({"architecture": "riscv64"}, []),
+    ],
+)
+def test_the_instructions_that_matter_for_int8_are_named(capabilities: dict[str, bool], expected: list[str]) -> None:
+    assert engines.int8_instructions(capabilities) == expected
+
+
+def test_the_processor_of_this_machine_is_known_as_the_system_knows_it() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file() or "flags" not in cpuinfo.read_text():
+        pytest.skip("the system lists no x86 flags")
+    flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split()
+    known = {"AVX2": "avx2", "AVX-512 VNNI": "avx512_vnni", "AVX-VNNI": "avx_vnni", "AMX": "amx_int8"}
+    for label, flag in known.items():
+        assert (label in engines.int8_instructions()) == (flag in flags)
