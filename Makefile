@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 FORCE ?=
 PORT ?= 8000
 
-.PHONY: book test test-arm-like serve lint clean notebooks
+.PHONY: book test test-arm-like lite-lane serve lint clean notebooks
 
 book: notebooks ## set up, execute every notebook, build _build/html
 	$(BIN)/python -m tools.build_site
@@ -23,6 +23,11 @@ test: $(VENV)/installed ## unit tests, doctests, structure tests, then every not
 
 test-arm-like: $(VENV)/installed ## every chapter where PyTorch has no x86 engine, as on ARM and macOS
 	$(BIN)/python -m tools.check_arm_like
+
+lite-lane: ## the recipe's road to a phone, on the last PyTorch that has all of it (torch 2.12.1)
+	$(PYTHON) -m venv .venv-lite
+	.venv-lite/bin/pip install --quiet -r training/lite-requirements.txt
+	.venv-lite/bin/python -m training.lite_interpreter
 
 serve: book ## look at the book at http://localhost:8000
 	$(BIN)/python -m http.server --directory _build/html --bind 127.0.0.1 $(PORT)

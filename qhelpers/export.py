@@ -46,7 +46,7 @@ class Loaded:
     """A model read from an exported file; call it with one float32 tensor."""
 
     name: str  # of the file
-    shape: tuple[int | None, ...] | None  # of its input; None stands for any size, or any shape
+    shape: tuple[int | None, ...] | None  # of its input; None for any size, or where only the runtime knows
     run: Callable[[Tensor], Tensor]
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -58,16 +58,20 @@ class Loaded:
         if images.dtype != torch.float32:
             raise InputError(f"{self.name} takes float32, got {str(images.dtype).removeprefix('torch.')}.")
         if self.shape is not None and not _fits(images.shape, self.shape):
-            wanted = ", ".join("any" if size is None else str(size) for size in self.shape)
-            hint = ""
-            if _fits(images.shape[1:], self.shape[1:]):
-                hint = f" It was exported for a batch of {self.shape[0]}: split the batch, or export a dynamic one."
-            raise InputError(f"{self.name} takes ({wanted}), got {tuple(images.shape)}.{hint}")
+            raise _wrong_shape(self.name, images.shape, self.shape)
         return self.run(images)
 
 
 def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
     return len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True))
+
+
+def _wrong_shape(name: str, shape: Sequence[int], wanted: Sequence[int | None]) -> InputError:
+    shown = ", ".join("any" if size is None else str(size) for size in wanted)
+    hint = ""
+    if _fits(shape[1:], wanted[1:]):
+        hint = f" It was exported for a batch of {wanted[0]}: split the batch, or export a dynamic one."
+    return InputError(f"{name} takes ({shown}), got {tuple(shape)}.{hint}")
 
 
 # --- writing -----------------------------------------------------------------------------------------
@@ -182,10 +186,12 @@ def load_pte(path: Path, threads: int = 1) -> Loaded:
             with _listening() as said:
                 outputs: Sequence[Tensor] = method.execute([images])
         except RuntimeError as error:
+            if tuple(images.shape) != tuple(meta.sizes()):  # those of the file; the largest, if it is dynamic
+                raise _wrong_shape(path.name, images.shape, meta.sizes()) from error
             raise ExportError(f"{path.name} failed: {said.reason or error}") from error
         return outputs[0].clone()  # the runtime writes the next output to the same place
 
-    return Loaded(path.name, tuple(meta.sizes()), run)
+    return Loaded(path.name, None, run)
 
 
 def load_onnx(path: Path, threads: int = 1) -> Loaded:

@@ -244,8 +244,13 @@ def _resume(path: Path, run: dict[str, Any], model: nn.Module, *others: Any) -> 
 # --- committed results --------------------------------------------------------------------------------
 
 
-def results(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+def results(name: str, folder: Path = RESULTS, made_with: str = torch.__version__) -> dict[str, Any]:
     """The committed results of a script in ``training/``: its script, date, versions and rows.
+
+    Args:
+        name: of the file, without ending.
+        folder: where it lies.
+        made_with: the version of PyTorch that it must have been made with, of which the first two parts count.
 
     Raises:
         ResultsError: if there is no such file, it is damaged, or another version of PyTorch made it.
@@ -258,16 +263,14 @@ def results(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     path = folder / f"{name}.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text())
-        script, made_with = found["script"], found["versions"]["torch"]
+        script, version = found["script"], found["versions"]["torch"]
         found["rows"], found["date"]  # must be there
     except FileNotFoundError as error:
         raise ResultsError(f"There are no results {path.name}: run the script in training/ that makes them.") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ResultsError(f"{path.name} is damaged ({type(error).__name__}: {error}).") from error
-    if _minor(made_with) != _minor(torch.__version__):
-        raise ResultsError(
-            f"{path.name} was made with torch {made_with}, this is {torch.__version__}: run {script} again."
-        )
+    if _minor(version) != _minor(made_with):
+        raise ResultsError(f"{path.name} was made with torch {version}, this is {made_with}: run {script} again.")
     return found
 
 

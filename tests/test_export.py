@@ -173,6 +173,19 @@ def test_a_file_for_any_batch_takes_any(tmp_path: Path) -> None:
     assert [len(model(IMAGES.repeat(n, 1, 1, 1))) for n in (1, 5)] == [1, 5]
 
 
+def test_a_file_of_executorch_for_several_batches_takes_them_up_to_its_largest(tmp_path: Path) -> None:
+    from executorch.exir import to_edge_transform_and_lower
+
+    shapes = ({0: torch.export.Dim("batch", max=4)},)
+    exported = torch.export.export(small(), (IMAGES.repeat(2, 1, 1, 1),), dynamic_shapes=shapes)
+    path = tmp_path / "model.pte"
+    path.write_bytes(to_edge_transform_and_lower(exported).to_executorch().buffer)
+    model = export.load_pte(path)
+    assert [len(model(IMAGES.repeat(n, 1, 1, 1))) for n in (1, 4)] == [1, 4]
+    with pytest.raises(export.InputError, match=r"takes \(4, 3, 8, 8\), got \(9, 3, 8, 8\)"):
+        model(IMAGES.repeat(9, 1, 1, 1))
+
+
 def test_an_engine_that_the_build_lacks_is_named_at_load_time(
     path_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
