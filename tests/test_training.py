@@ -1,12 +1,13 @@
 """The steps of training/ that can be checked without training."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from qhelpers import engines, models, published
-from training import calibration_curve, common, text_lstm
+from qhelpers import data, engines, models, published, reports
+from training import calibration_curve, common, roads_qat, text_lstm
 
 
 def test_the_float_network_computes_what_the_int8_one_does() -> None:
@@ -94,3 +95,21 @@ def test_what_is_saved_in_half_is_what_the_model_goes_on_with(tmp_path: Path) ->
     saved = torch.load(tmp_path / "half.pt", weights_only=True)
     assert saved["weight"].dtype == torch.float16
     assert torch.equal(saved["weight"].float(), model.weight)
+
+
+@pytest.mark.filterwarnings("ignore")  # the three roads announce all sorts of things
+@pytest.mark.parametrize("road", [roads_qat.eager, roads_qat.fx, roads_qat.pt2e], ids=["eager", "FX", "PT2E"])
+def test_each_road_trains_and_converts(road: Any) -> None:
+    reports.quiet_imports()
+    with torch.random.fork_rng(devices=[]), engines.using_engine(roads_qat.ENGINE):
+        model, convert, freeze = road()
+        images, labels = data.training_batch(0, 4)
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        assert any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in model.parameters())
+        model.apply(freeze)
+        int8 = convert(model)
+        with torch.inference_mode():
+            outputs = int8(images)
+        assert outputs.shape == (4, 10)
+        assert len(outputs.unique()) < 40, "int8 codes, not floats"
+        model(images)  # the prepared model can still be trained

@@ -245,6 +245,16 @@ def test_results_of_another_version_are_refused(tmp_path: Path) -> None:
         training.results("a", written(tmp_path, older))
 
 
+def test_results_of_an_older_version_are_read_where_that_version_is_wanted(tmp_path: Path) -> None:
+    def older(found: dict[str, Any]) -> None:
+        found["versions"]["torch"] = "2.12.1+cu130"
+
+    written(tmp_path, older)
+    assert training.results("a", tmp_path, made_with="2.12")["rows"] == [{}]
+    with pytest.raises(training.ResultsError, match=r"made with torch 2\.12\.1.*, this is 2\.11"):
+        training.results("a", tmp_path, made_with="2.11")
+
+
 @pytest.mark.parametrize("missing", ["script", "date", "versions", "rows"])
 def test_damaged_results_are_refused(tmp_path: Path, missing: str) -> None:
     with pytest.raises(training.ResultsError, match=rf"a\.json is damaged.*{missing}"):
