@@ -5,7 +5,7 @@ converted or loaded (to pack its weights) and again by some operators at run tim
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,6 +101,22 @@ def int8_instructions(capabilities: Mapping[str, Any] | None = None) -> list[str
     """
     found = torch.cpu.get_capabilities() if capabilities is None else capabilities
     return [label for name, label in INSTRUCTIONS.items() if found.get(name)]
+
+
+def may_saturate(name: str, instructions: Collection[str]) -> bool:
+    """Whether an engine's kernels may add int8 products in 16 bits on a processor, so that sums can be cut off.
+
+    qnnpack never does. FBGEMM, and the engine ``x86`` with it, needs AVX-512 VNNI to avoid it; oneDNN also uses AVX-VNNI.
+
+    Args:
+        name: of the engine.
+        instructions: as :func:`int8_instructions` lists them.
+
+    >>> may_saturate("fbgemm", ["AVX2"]), may_saturate("qnnpack", ["AVX2"])
+    (True, False)
+    """
+    wide = {"AMX", "AVX-512 VNNI"} | ({"AVX-VNNI"} if name == "onednn" else set())
+    return name != "qnnpack" and "NEON" not in instructions and wide.isdisjoint(instructions)
 
 
 def has_int8_dot_product() -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qhelpers import engines, metrics, models
 
-FORMATS = {".pte": "ExecuTorch", ".ptl": "lite interpreter", ".onnx": "ONNX", ".pt2": "torch.export"}
+FORMATS = {".pte": "ExecuTorch", ".ptl": "lite interpreter", ".onnx": "ONNX"}
 LEAST_SQNR_DB = 10.0  # a file whose outputs are further from what they should be is not kept
 
 
@@ -121,8 +121,8 @@ def save_checked(
         part = folder / path.name  # the same name: archives hold it
         try:
             write(part)
-        except OSError as error:
-            raise ExportError(f"{path.name} cannot be written: {error.strerror or error}.") from error
+        except (OSError, RuntimeError) as error:  # PyTorch's writers raise the second kind on a full disk
+            raise ExportError(f"{path.name} cannot be written: {_reason(error)}.") from error
         with torch.inference_mode():
             found = load(part)(example)
         if found.shape != expected.shape:
@@ -134,10 +134,17 @@ def save_checked(
             raise ExportError(
                 f"{path.name} was not kept: its outputs are not those of the model (SQNR {decibels:.1f} dB)."
             )
-        os.replace(part, path)
+        try:
+            os.replace(part, path)
+        except OSError as error:
+            raise ExportError(f"{path.name} cannot be written: {_reason(error)}.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return path.stat().st_size / 1e6
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or models.first_line(error)
 
 
 # --- loading -----------------------------------------------------------------------------------------
@@ -220,12 +227,13 @@ def load_onnx(path: Path, threads: int = 1) -> Loaded:
     return Loaded(path.name, shape, lambda x: torch.from_numpy(session.run(None, {entry.name: x.numpy()})[0]))
 
 
-def load_lite(path: Path, engine: str | None = None) -> Loaded:
+def load_lite(path: Path, engine: str | None = None, shape: Sequence[int | None] | None = None) -> Loaded:
     """Load a file of the lite interpreter; its int8 weights are packed for an engine while they are read.
 
     Args:
         path: the ``.ptl`` file.
         engine: to pack for, and to run under; if None, the one that is set.
+        shape: of its input, which the file does not tell, None for any size; if it is None itself, not checked.
 
     Raises:
         FileFormatError: if it is missing, cut off, damaged or no such file.
@@ -251,7 +259,7 @@ def load_lite(path: Path, engine: str | None = None) -> Loaded:
             outputs: Tensor = module(images)
             return outputs
 
-    return Loaded(path.name, None, run)
+    return Loaded(path.name, None if shape is None else tuple(shape), run)
 
 
 def _check_file(path: Path, wanted: str, is_one: Callable[[bytes], bool]) -> None:
@@ -304,7 +312,7 @@ def require_compiler() -> str:
     >>> Path(require_compiler()).name != ""
     True
     """
-    wanted = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    wanted = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
     if found := shutil.which(wanted):
         return found
     raise CompilerMissingError(

@@ -73,3 +73,20 @@ def test_the_processor_of_this_machine_is_known_as_the_system_knows_it() -> None
     known = {"AVX2": "avx2", "AVX-512 VNNI": "avx512_vnni", "AVX-VNNI": "avx_vnni", "AMX": "amx_int8"}
     for label, flag in known.items():
         assert (label in engines.int8_instructions()) == (flag in flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "instructions", "expected"),
+    [
+        ("x86", ["AVX2"], True),
+        ("x86", ["AVX-512", "AVX2"], True),
+        ("x86", ["AVX-VNNI", "AVX2"], True),
+        ("onednn", ["AVX-VNNI", "AVX2"], False),
+        ("onednn", ["AVX2"], True),
+        ("fbgemm", ["AVX-512 VNNI", "AVX-512", "AVX2"], False),
+        ("qnnpack", ["AVX2"], False),
+        ("onednn", ["NEON"], False),
+    ],
+)
+def test_which_engines_may_saturate_where(name: str, instructions: list[str], expected: bool) -> None:
+    assert engines.may_saturate(name, instructions) == expected

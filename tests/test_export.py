@@ -163,6 +163,16 @@ def test_another_size_is_refused(suffix: str, shape: tuple[int, ...], path_of: C
     assert "batch" not in str(caught.value)
 
 
+def test_a_lite_file_checks_the_shape_that_it_is_told(path_of: Callable[[str], Path]) -> None:
+    model = export.load_lite(path_of(".ptl"), shape=(None, 3, 8, 8))
+    assert len(model(IMAGES.repeat(2, 1, 1, 1))) == 2
+    with pytest.raises(export.InputError, match=r"takes \(any, 3, 8, 8\), got \(1, 3, 9, 9\)"):
+        model(torch.zeros(1, 3, 9, 9))
+    fixed = export.load_lite(path_of(".ptl"), shape=(1, 3, 8, 8))
+    with pytest.raises(export.InputError, match="exported for a batch of 1"):
+        fixed(IMAGES.repeat(2, 1, 1, 1))
+
+
 def test_a_file_for_any_batch_takes_any(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     shapes = ({0: torch.export.Dim("batch")},)
@@ -229,7 +239,14 @@ def fails(part: Path) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize(("write", "words"), [(broken, "cut off or damaged"), (fails, "No space left")])
+def fails_in_pytorch(part: Path) -> None:
+    raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [(broken, "cut off or damaged"), (fails, "No space left"), (fails_in_pytorch, "cannot be written: PytorchStream")],
+)
 def test_a_good_file_is_not_replaced_by_a_bad_one(
     write: Callable[[Path], None], words: str, path_of: Callable[[str], Path]
 ) -> None:
@@ -279,11 +296,18 @@ def test_no_permission_to_write_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         save(tmp_path / "model.ptl", small())
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/self/status").exists(), reason="root may write everywhere")
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no folder that refuses even root")
 def test_a_folder_that_takes_no_files_is_named() -> None:
     folder = Path("/proc/self")  # not even root can make a file there
     with pytest.raises(export.ExportError, match=r"model\.ptl cannot be written into /proc/self"):
         save(folder / "model.ptl", small())
+
+
+def test_a_folder_in_the_place_of_the_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "model.ptl").mkdir()
+    with pytest.raises(export.ExportError, match=r"model\.ptl cannot be written: Is a directory"):
+        save(tmp_path / "model.ptl", small())
+    assert (tmp_path / "model.ptl").is_dir()
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
