@@ -106,7 +106,8 @@ def int8_instructions(capabilities: Mapping[str, Any] | None = None) -> list[str
 def may_saturate(name: str, instructions: Collection[str]) -> bool:
     """Whether an engine's kernels may add int8 products in 16 bits on a processor, so that sums can be cut off.
 
-    qnnpack never does. FBGEMM, and the engine ``x86`` with it, needs AVX-512 VNNI to avoid it; oneDNN also uses AVX-VNNI.
+    qnnpack never does. FBGEMM, and the engine ``x86`` with it, needs AVX-512 VNNI to avoid it; oneDNN also uses
+    AVX-VNNI.
 
     Args:
         name: of the engine.

@@ -37,10 +37,6 @@ class InputError(ExportError):
     """The exported file takes inputs of another shape or type."""
 
 
-class CompilerMissingError(ExportError):
-    """There is no C++ compiler, which ``torch.compile`` needs for the CPU."""
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A model read from an exported file; call it with one float32 tensor."""
@@ -297,25 +293,3 @@ def _listening() -> Iterator[_Said]:
     finally:
         lines = [line for line in caught.getvalue().splitlines() if "cpuinfo" not in line]
         said.reason = lines[0].partition("] ")[2] if lines else ""
-
-
-# --- compiling ---------------------------------------------------------------------------------------
-
-
-def require_compiler() -> str:
-    """The C++ compiler that ``torch.compile`` will call for a model on the CPU.
-
-    Raises:
-        CompilerMissingError: if there is none. ``torch.compile`` itself says so only when the compiled model is
-            called for the first time, at the end of a long traceback.
-
-    >>> Path(require_compiler()).name != ""
-    True
-    """
-    wanted = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
-    if found := shutil.which(wanted):
-        return found
-    raise CompilerMissingError(
-        f"torch.compile needs a C++ compiler, and there is no {wanted} on the PATH: install one (apt install g++; "
-        f"xcode-select --install), name another in the variable CXX, or export the model instead."
-    )

@@ -1,6 +1,9 @@
 """Checks around a quantization workflow, for mistakes that PyTorch passes over in silence or reports obscurely."""
 
 import difflib
+import os
+import shutil
+import sys
 from collections.abc import Collection
 from typing import Any
 
@@ -22,6 +25,10 @@ class MissingStubsError(RuntimeError):
 
 class EvalModeError(RuntimeError):
     """The model is in evaluation mode where only training mode does what is wanted."""
+
+
+class CompilerMissingError(RuntimeError):
+    """There is no C++ compiler, which ``torch.compile`` needs for the CPU."""
 
 
 class ConvertedModelError(RuntimeError):
@@ -146,3 +153,22 @@ def require_training(model: nn.Module) -> nn.Module:
         shown = ", ".join(resting[:3]) + (", …" if len(resting) > 3 else "")
         raise EvalModeError(f"The model is in evaluation mode ({shown}): call .train() first.")
     return model
+
+
+def require_compiler() -> str:
+    """The C++ compiler that ``torch.compile`` will call for a model on the CPU.
+
+    Raises:
+        CompilerMissingError: if there is none. ``torch.compile`` itself says so only when the compiled model is
+            called for the first time, at the end of a long traceback.
+
+    >>> bool(require_compiler())
+    True
+    """
+    wanted = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
+    if found := shutil.which(wanted):
+        return found
+    raise CompilerMissingError(
+        f"torch.compile needs a C++ compiler, and there is no {wanted} on the PATH: install one (apt install g++; "
+        f"xcode-select --install), name another in the variable CXX, or export the model instead."
+    )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qhelpers import engines, export, models
+from qhelpers import engines, export, guards, models
 
 IMAGES = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LOADERS = {".pte": export.load_pte, ".onnx": export.load_onnx, ".ptl": export.load_lite}
@@ -330,14 +330,14 @@ def test_a_model_in_training_mode_is_exported_in_silence_and_the_guard_refuses_i
 def test_without_a_compiler_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(export.CompilerMissingError, match=r"there is no (g|clang)\+\+ on the PATH: install one"):
-        export.require_compiler()
+    with pytest.raises(guards.CompilerMissingError, match=r"there is no (g|clang)\+\+ on the PATH: install one"):
+        guards.require_compiler()
 
 
 def test_the_compiler_named_in_the_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(export.CompilerMissingError, match="no no-such-compiler on the PATH"):
-        export.require_compiler()
+    with pytest.raises(guards.CompilerMissingError, match="no no-such-compiler on the PATH"):
+        guards.require_compiler()
 
 
 def test_what_is_said_without_a_compiler_is_what_pytorch_would_meet(tmp_path: Path) -> None:
