@@ -160,3 +160,18 @@ def test_the_check_of_prose_finds_numbers(prose: str) -> None:
 @pytest.mark.parametrize("prose", ["{glue:text}`mb` MB", "`3.6 MB`", "three times", "8-bit", "int8 × 2", "V1", "4 s8"])
 def test_the_check_of_prose_lets_the_rest_pass(prose: str) -> None:
     assert not unglued(prose)
+
+
+def test_the_quantizer_for_arm_gets_one_scale_for_each_channel(one_thread: None) -> None:
+    """No machine of ours takes that branch of the chapter, but its configuration is plain Python."""
+    path = next(path for path in NOTEBOOKS if path.stem == "eager-to-pt2e")
+    by_id = {cell["id"]: source(cell) for cell in cells(path, "code")}
+    check = """
+net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2)).eval(), torch.ones(2, 3, 6, 6)
+arm_quantizer = arm.ArmInductorQuantizer().set_global(arm_config_per_channel())
+prepared = prepare_pt2e(torch.export.export(net, (x,)).module(), arm_quantizer)
+prepared(x)
+names = [n.target.__name__ for n in convert_pt2e(prepared).graph.nodes if n.op == "call_function"]
+assert names.count("dequantize_per_channel.default") == 2, names
+"""
+    run_cells(path, by_id["pt2e"], check)
