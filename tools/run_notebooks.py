@@ -78,6 +78,7 @@ def run(notebook: Path, folder: Path, extra_env: dict[str, str] | None = None) -
     command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", f"--nbmake-timeout={CELL_TIMEOUT_S}"]
     command += ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(folder), copy.name]
     environment = os.environ | {"QHELPERS_RESULTS": str(folder / "results"), "JUPYTER_PREFER_ENV_PATH": "1"}
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads stall each other on a busy machine
     started = time.monotonic()
     done = subprocess.run(command, cwd=folder, env=environment | (extra_env or {}))
     return done.returncode, time.monotonic() - started
