@@ -280,6 +280,17 @@ def test_outputs_that_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "m.ptl").exists()
 
 
+def test_outputs_that_are_infinite_are_not_kept(path_of: Callable[[str], Path]) -> None:
+    path = path_of(".ptl")
+    before = path.read_bytes()
+    model = small()
+    expected = model(IMAGES).detach()
+    model.body[4].bias.data.fill_(float("inf"))
+    with pytest.raises(export.ExportError, match="not those of the model"):
+        export.save_checked(path, lambda part: write_lite(model, part), export.load_lite, IMAGES, expected)
+    assert path.read_bytes() == before
+
+
 def test_outputs_of_another_shape_are_not_kept(tmp_path: Path) -> None:
     with pytest.raises(export.ExportError, match=r"it gives \(1, 5\), the model \(1, 10\)"):
         export.save_checked(
