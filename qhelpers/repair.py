@@ -1,0 +1,232 @@
+"""Mend a float model for int8 without training: cross-layer equalization and bias correction.
+
+Both return a copy; what :mod:`qhelpers.simulate` says of layers and loaders holds here, too.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node, Tracer
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from qhelpers.simulate import (
+    DiagnosisError,
+    Scheme,
+    apply_weight,
+    channel_ranges,
+    find_layers,
+    input_batches,
+    outputs,
+    rounding_error,
+    watching,
+)
+
+# what a positive factor of a channel passes through unchanged, as modules and as functions or methods
+_PASS_MODULES = (nn.ReLU, nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
+_PASS_NAMES = {"relu", "relu_", "dropout", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "flatten"}
+Pair = tuple[str, str]
+
+
+class UnfusedError(DiagnosisError):
+    """A batch norm behind a layer has not been folded into it."""
+
+
+class NotTraceableError(DiagnosisError):
+    """``torch.fx`` cannot follow the model, so nobody knows which layer feeds which."""
+
+
+@dataclass(frozen=True)
+class Equalization:
+    """What :func:`equalize` did: pairs of layers, why others were left, and dead channels (range zero) by layer."""
+
+    pairs: list[Pair]
+    skipped: dict[str, str]
+    dead: dict[str, int]
+
+
+def equalize(model: nn.Module, passes: int = 10) -> tuple[nn.Module, Equalization]:
+    """Cross-layer equalization: give the channels between two layers equal ranges on both sides.
+
+    Channel ``i`` of the first layer is divided by ``s_i = sqrt(r1_i / r2_i)``, and what the second does with it is
+    multiplied by it; r1 and r2 are the largest absolute weights. The function of the model stays the same, because
+    only what passes positive factors through unchanged lies between (ReLU, pooling, flattening, nothing). A layer
+    whose output takes another way is left as it is, and reported with the reason: a branch, ReLU6, shared weights.
+    Source: Nagel et al. 2019, section 4.1.
+
+    Args:
+        model: float, batch norms folded, in evaluation mode.
+        passes: how often all pairs are gone through; each layer may belong to two.
+
+    Raises:
+        UnfusedError: naming the batch norms that stand behind a layer.
+        NotTraceableError: if ``torch.fx`` cannot follow the model.
+        NoLayersError, NotFiniteError: as :func:`qhelpers.simulate.find_layers`.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU6(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    >>> _, done = equalize(net)
+    >>> done.pairs
+    [('2', '4')]
+    >>> done.skipped["0"]
+    'ReLU6 lies behind it, and does not pass factors through'
+    """
+    model = copy.deepcopy(model)
+    layers = find_layers(model).known
+    pairs, skipped = _find_pairs(model, layers)
+    with torch.no_grad():
+        for _ in range(passes):
+            for first, second in pairs:
+                _equalize_pair(layers[first], layers[second])
+    dead = {name: int((channel_ranges(layer) == 0).sum()) for name, layer in layers.items()}
+    return model, Equalization(pairs, skipped, {name: n for name, n in dead.items() if n})
+
+
+def _equalize_pair(first: Any, second: Any) -> None:
+    before = channel_ranges(first)
+    after = _by_input(second, len(before)).abs().amax(dim=1)
+    alive = (before > 0) & (after > 0)
+    scale = torch.where(alive, (before / after.where(alive, 1)).sqrt(), 1.0)
+    first.weight.div_(scale.view(-1, *[1] * (first.weight.ndim - 1)))
+    if first.bias is not None:
+        first.bias.div_(scale)
+    if isinstance(second, _ConvNd) and second.groups > 1:
+        second.weight.mul_(scale.view(-1, *[1] * (second.weight.ndim - 1)))
+    else:
+        each = second.weight.shape[1] // len(scale)  # flattened positions of a channel
+        second.weight.mul_(scale.repeat_interleave(each).view(1, -1, *[1] * (second.weight.ndim - 2)))
+
+
+def _by_input(layer: Any, channels: int) -> Tensor:
+    """A layer's weights by the channel that they read, of shape ``(channels, …)``."""
+    weight: Tensor = layer.weight
+    if isinstance(layer, _ConvNd) and layer.groups > 1:
+        return weight.flatten(1)  # depthwise: channel i reads channel i
+    return weight.transpose(0, 1).reshape(channels, -1)
+
+
+class _LayerTracer(Tracer):
+    """Follows a model without looking into its layers: a fused container is one of them."""
+
+    def __init__(self, layers: Collection[str]) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self.layers or super().is_leaf_module(m, module_qualified_name)
+
+
+def _find_pairs(model: nn.Module, layers: dict[str, nn.Module]) -> tuple[list[Pair], dict[str, str]]:
+    try:
+        graph = _LayerTracer(layers).trace(model)
+    except Exception as error:  # whatever a model's own code raises when it is shown a proxy
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NotTraceableError(f"torch.fx cannot follow this {type(model).__name__}: {reason}") from error
+    _refuse_unfused(model, graph, layers)
+    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    owners = Counter(id(layer.weight) for layer in layers.values())
+    pairs, skipped = [], {}
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target in layers:
+            first = str(node.target)
+            second, reason = _next_layer(model, node, layers)
+            shared = [
+                name for name in (first, second) if name and (calls[name] > 1 or owners[id(layers[name].weight)] > 1)
+            ]
+            if shared:
+                skipped[first] = f"the weights of {shared[0]} are shared"
+            elif not second:
+                skipped[first] = reason
+            elif refusal := _refusal(layers[first], layers[second]):
+                skipped[first] = f"{second} {refusal}"
+            else:
+                pairs.append((first, second))
+    for name in set(layers) - set(calls):
+        skipped[name] = "torch.fx does not see a call of it"
+    return pairs, skipped
+
+
+def _next_layer(model: nn.Module, node: Node, layers: dict[str, nn.Module]) -> Pair:
+    """The layer that alone reads a layer's output; or an empty name, and the reason why there is none."""
+    at = node
+    while True:
+        if len(at.users) != 1:
+            return "", f"its output is read {len(at.users)} times (a branch)"
+        at = next(iter(at.users))
+        target = at.target if isinstance(at.target, str) else getattr(at.target, "__name__", str(at.target))
+        if at.op == "output":
+            return "", "it is the last layer"
+        if at.op == "call_module":
+            module = model.get_submodule(target)
+            if target in layers:
+                return target, ""
+            if isinstance(module, _PASS_MODULES):
+                continue
+            target = type(module).__name__
+        elif target in _PASS_NAMES:
+            continue
+        return "", f"{target} lies behind it, and does not pass factors through"
+
+
+def _refusal(first: Any, second: Any) -> str | None:
+    channels = first.weight.shape[0]
+    if isinstance(second, _ConvNd):
+        if second.groups == 1 and second.in_channels == channels:
+            return None
+        depthwise = second.groups == second.in_channels == second.out_channels == channels
+        return None if depthwise else "is a grouped convolution"
+    return None if second.in_features % channels == 0 else "reads something else than its channels"
+
+
+def _refuse_unfused(model: nn.Module, graph: Graph, layers: dict[str, nn.Module]) -> None:
+    unfused = [
+        str(node.target)
+        for node in graph.nodes
+        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), _BatchNorm)
+        if isinstance(node.args[0], Node) and node.args[0].target in layers
+    ]
+    if unfused:
+        raise UnfusedError(
+            f"{len(unfused)} batch norms are not folded into the layer before them ({', '.join(unfused[:3])}): call "
+            f"fuse_model or torch.ao.quantization.fuse_modules first."
+        )
+
+
+def correct_bias(model: nn.Module, loader: Iterable[Any], scheme: Scheme) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Take back what rounding the weights adds to the mean of each channel.
+
+    The correction of a channel is minus the mean of ``(rounded weights - weights) * input`` over the loader; it is
+    for the same weight quantization as ``scheme``. Source: Nagel et al. 2019, section 4.2.
+
+    Returns:
+        A copy and, by layer, what was added to its bias, of shape ``(channels,)``.
+
+    Raises:
+        NoLayersError, NotFiniteError, EmptyLoaderError, TrainingModeError: as in :mod:`qhelpers.simulate`.
+
+    >>> _, added = correct_bias(nn.Sequential(nn.Linear(2, 3)).eval(), [torch.ones(1, 2)], Scheme())
+    >>> added["0"].shape
+    torch.Size([3])
+    """
+    model = copy.deepcopy(model)
+    layers: dict[str, Any] = find_layers(model).known
+    sums: dict[str, list[Any]] = {}
+
+    def look(name: str, inputs: Tensor, output: Tensor) -> None:
+        error = apply_weight(layers[name], inputs, rounding_error(layers[name], scheme))
+        by_channel = error.movedim(1 if isinstance(layers[name], _ConvNd) else -1, -1).flatten(0, -2)
+        found = sums.setdefault(name, [0.0, 0])
+        found[0] = found[0] + by_channel.double().sum(0)
+        found[1] += len(by_channel)
+
+    with watching(layers, look):
+        outputs(model, input_batches(loader))
+    added = {name: -(total / n).float() for name, (total, n) in sums.items()}
+    for name, change in added.items():
+        bias = layers[name].bias
+        layers[name].bias = nn.Parameter(change.clone() if bias is None else bias.detach() + change)
+    return model, added
