@@ -119,7 +119,7 @@ def recorded_sums() -> dict[str, str]:
     """File name to SHA-256 for every committed checkpoint, as ``weights/SHA256SUMS`` records them.
 
     >>> [name for name in sorted(recorded_sums()) if name.startswith("digits")]
-    ['digits_float.pt', 'digits_int8_qnnpack.pt', 'digits_transformer_float16.pt']
+    ['digits_float.pt', 'digits_int8_qnnpack.pt', 'digits_resnet_float16.pt', 'digits_transformer_float16.pt']
     """
     lines = (WEIGHTS_FOLDER / "SHA256SUMS").read_text().splitlines()
     return {name: digest for digest, name in (line.split() for line in lines if line.strip())}

@@ -1,6 +1,6 @@
-"""The book's own small networks, made of LSTM and Linear layers, and their committed weights.
+"""The book's own small networks, of LSTM, Linear and residual convolution layers, and their committed weights.
 
-Both files hold float16, to be half as large; the networks compute in float32.
+The files hold float16, to be half as large; the networks compute in float32.
 """
 
 from typing import TypeVar
@@ -78,6 +78,60 @@ def load_digit_transformer() -> DigitTransformer:
     Linear(in_features=192, out_features=10, bias=True)
     """
     return _load(DigitTransformer, "digits_transformer_float16.pt")
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each with a batch norm, and a way around them, as in the ResNets of 18 and 34 layers."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = nn.Sequential()  # the identity, unless the shape changes
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(inner)) + self.downsample(x))
+
+
+class DigitResNet(nn.Module):
+    """A small residual network for the digits, written as one writes a float model: no stubs, plain ``+``.
+
+    Takes images ``(n, 3, 96, 96)`` as :func:`qhelpers.data.prepare_images` makes them and returns logits ``(n, 10)``.
+    Source: He et al. 2016, "Deep Residual Learning for Image Recognition".
+    """
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = nn.Sequential(ResidualBlock(width, width), ResidualBlock(width, width))
+        self.layer2 = nn.Sequential(ResidualBlock(width, 2 * width, 2), ResidualBlock(2 * width, 2 * width))
+        self.layer3 = nn.Sequential(ResidualBlock(2 * width, 4 * width, 2), ResidualBlock(4 * width, 4 * width))
+        self.fc = nn.Linear(4 * width, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(images))))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(x.mean(dim=(2, 3)))
+        return logits
+
+
+def load_digit_resnet() -> DigitResNet:
+    """The committed residual network for the digits in float32, in evaluation mode; its file holds float16.
+
+    Raises:
+        CheckpointError: if the committed file is missing or altered.
+
+    >>> load_digit_resnet().fc
+    Linear(in_features=64, out_features=10, bias=True)
+    """
+    return _load(DigitResNet, "digits_resnet_float16.pt")
 
 
 def _load(kind: type[Net], name: str) -> Net:
