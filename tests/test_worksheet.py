@@ -1,0 +1,336 @@
+"""The worksheet takes any model by an exchange of two cells, and refuses by name what it cannot take."""
+
+import copy
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bs4 import BeautifulSoup
+from torch import Tensor, nn
+from torch.ao import quantization as tq
+
+from qhelpers import models, nets, onepager, reports, worksheet
+
+NOTEBOOK = Path(__file__).parents[1] / "book" / "your-own-model.ipynb"
+TRAIN = """
+raw, answers = data.digits("train").tensors
+inputs = SHAPE(raw)
+rate = torch.optim.Adam(model.parameters(), 2e-3)
+torch.manual_seed(0)
+for _ in range(200):
+    chosen = torch.randint(0, len(inputs), (64,))
+    rate.zero_grad()
+    nn.functional.cross_entropy(model(inputs[chosen]), answers[chosen]).backward()
+    rate.step()
+"""
+SMALL_DIGITS = """
+def batches(split, n, labelled=True):
+    raw, answers = data.digits(split).tensors
+    step = len(raw) // n
+    inputs, answers = SHAPE(raw[::step]), answers[::step]
+    return list(zip(inputs.split(50), answers.split(50))) if labelled else list(inputs.split(50))
+calibration_loader = batches("train", 100, labelled=False)
+validation_loader = batches("validation", 250)
+test_loader = batches("test", 500)
+example = test_loader[0][0][:1]
+images_for_diagnosis = 50
+"""
+FEW_DIGITS = """
+calibration_loader = data.calibration_batches(32)
+validation_loader = data.digit_loader("validation", limit=100)
+test_loader = data.digit_loader("test", limit=200)
+example = next(iter(test_loader))[0][:1]
+images_for_diagnosis = 30
+"""
+MLP = """
+SHAPE = lambda raw: raw[:, None] / 255
+torch.manual_seed(0)
+model = nn.Sequential(nn.Flatten(), nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
+target, accuracy_budget = "onnx", 1.0
+"""
+LSTM = """
+SHAPE = lambda raw: raw / 255
+class Rows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(28, 96, batch_first=True), nn.Linear(96, 10)
+    def forward(self, rows):
+        return self.head(self.lstm(rows)[0][:, -1])
+torch.manual_seed(0)
+model = Rows()
+target, accuracy_budget = "pytorch", 1.0
+"""
+TRANSFORMER = 'model, target, accuracy_budget = nets.load_digit_transformer(), "pytorch", 1.0'
+RESNET = 'model, target, accuracy_budget = nets.load_digit_resnet(), "pytorch", 1.0'
+
+
+def run_worksheet(your_model: str, your_data: str) -> dict[str, Any]:
+    """Run the notebook's cells in order with two of them exchanged; give its report and its names."""
+    exchanged = {"your-model": your_model, "your-data": your_data}
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for cell in json.loads(NOTEBOOK.read_text())["cells"]:
+            tags = cell["metadata"].get("tags", [])
+            if cell["cell_type"] != "code" or any(tag.startswith("exercise") for tag in tags):
+                continue
+            code = next((exchanged.pop(tag) for tag in tags if tag in exchanged), "".join(cell["source"]))
+            exec(compile(code, cell["id"], "exec"), names)
+    assert not exchanged, "each of the two cells is there, once"
+    return names
+
+
+@pytest.fixture
+def worksheet_process(one_thread: None) -> Iterator[None]:
+    """Restore what the notebook changes in its process, also if it fails."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    yield
+    torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@pytest.mark.parametrize(
+    ("your_model", "your_data", "workflow", "suffix", "int8_percent"),
+    [
+        pytest.param(MLP + TRAIN, SMALL_DIGITS, "PT2E", ".onnx", 99, id="mlp"),
+        pytest.param(LSTM + TRAIN, SMALL_DIGITS, "dynamic", ".pt", 98, id="lstm"),
+        pytest.param(TRANSFORMER, FEW_DIGITS, "dynamic", ".pt", 66, id="transformer"),
+        pytest.param(RESNET, FEW_DIGITS, "static", ".pt", 99, id="resnet in FX"),
+    ],
+)
+def test_another_model_needs_two_cells(
+    your_model: str, your_data: str, workflow: str, suffix: str, int8_percent: float, worksheet_process: None
+) -> None:
+    before = torch.backends.mha.get_fastpath_enabled()
+    run_worksheet(your_model, your_data)
+    folder = reports.results_folder()
+    report = json.loads((folder / "worksheet-report.json").read_text())
+    found = report["numbers"]
+    assert found["workflow"] == workflow
+    assert found["int8_share_percent"] > int8_percent
+    assert (folder / f"worksheet-model{suffix}").stat().st_size == pytest.approx(1e6 * found["file_mb"])
+    assert found["file_mb"] < found["float_mb"]
+    assert found["float"]["test"]["top1_percent"] > 80
+    assert found["int8"]["test"]["same_percent"] > 97
+    assert found["within_budget"]
+    assert all(ratio > 0 for ratio in found["times_speed_of"].values())
+    page = BeautifulSoup((folder / "worksheet-report.html").read_text(), "html.parser")
+    titles = [title.get_text() for title in page.find_all("h3")]
+    assert titles[:5] == ["Workflow", "Quality", "Speed", "Size", "Diagnosis"]
+    assert not page.find_all(["script", "img", "link"]), "the page needs no other file"
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
+def test_without_labels_it_goes_by_agreement_and_says_so(worksheet_process: None) -> None:
+    unlabelled = SMALL_DIGITS.replace('batches("validation", 250)', 'batches("validation", 250, labelled=False)')
+    unlabelled = unlabelled.replace('batches("test", 500)', 'batches("test", 500, labelled=False)')
+    unlabelled = unlabelled.replace("test_loader[0][0][:1]", "test_loader[0][:1]")
+    names = run_worksheet(MLP.replace("onnx", "pytorch") + TRAIN, unlabelled)
+    found = names["report"]["numbers"]
+    assert found["labelled"] == {"validation": False, "test": False}
+    assert "top1_percent" not in found["int8"]["test"]
+    notes = names["report"]["sections"]["Notes"]["words"]
+    assert "The test data have no labels: agreement only." in notes
+    assert "The model came in training mode: the worksheet works on a copy in evaluation mode." in notes
+    assert "no labels" in names["report"]["headline"]
+    assert names["model"].training, "the reader's model is left as it was"
+
+
+def test_a_batch_that_the_model_cannot_take_stops_the_notebook_early(worksheet_process: None) -> None:
+    wrong = FEW_DIGITS + "test_loader = [torch.zeros(2, 1, 96, 96)]\n"
+    with pytest.raises(worksheet.CannotRunError, match=r"test_loader, float32 of shape \(2, 1, 96, 96\): RuntimeError"):
+        run_worksheet(RESNET, wrong)
+
+
+# --- what the reader brings ----------------------------------------------------------------------------
+
+
+def net() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+
+
+def test_an_int8_model_is_refused_by_name() -> None:
+    int8 = tq.quantize_dynamic(net(), {nn.Linear})
+    with pytest.raises(worksheet.AlreadyQuantizedError, match=r"is quantized already \(0, 2\): give the float model"):
+        worksheet.checked_model(int8)
+
+
+def test_a_converted_graph_is_refused_too() -> None:
+    graph = net()
+    graph.register_buffer("_frozen_param0", torch.zeros(2, dtype=torch.int8))
+    with pytest.raises(worksheet.AlreadyQuantizedError, match="_frozen_param0"):
+        worksheet.checked_model(graph)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
+    broken = net()
+    with torch.no_grad():
+        broken[2].bias[0] = value  # type: ignore[index]
+    with pytest.raises(worksheet.ModelError, match=r"NaN or infinity in 2\.bias"):
+        worksheet.checked_model(broken)
+
+
+def test_something_else_than_a_model_is_refused() -> None:
+    with pytest.raises(worksheet.ModelError, match=r"must be an nn\.Module; it is a str"):
+        worksheet.checked_model("resnet18")
+
+
+def test_a_model_in_training_mode_is_copied() -> None:
+    model = net().train()
+    checked, notes = worksheet.checked_model(model)
+    assert not checked.training
+    assert model.training
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("loader", "least", "words"),
+    [
+        ([], 1, "test_loader yielded no input; it needs at least 1"),
+        ([torch.zeros(0, 4)], 1, "test_loader yielded no input"),
+        ([torch.zeros(1, 4)], 2, "test_loader yielded 1 input; it needs at least 2"),
+        (iter([torch.zeros(2, 4)]), 1, "test_loader must be a loader or a list of batches"),
+        ([{"pixels": torch.zeros(2, 4)}], 1, "test_loader: A batch must be a tensor"),
+        ([(torch.zeros(2, 4), torch.zeros(2, 3))], 1, r"2 inputs came with labels of shape \(2, 3\), float32"),
+    ],
+)
+def test_loaders_are_refused_by_name(loader: Any, least: int, words: str) -> None:
+    with pytest.raises(worksheet.DataError, match=words):
+        worksheet.checked_loader(loader, "test_loader", least)
+
+
+def test_labels_must_be_there_for_every_batch() -> None:
+    batch = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
+    assert worksheet.checked_loader([batch], "test_loader") == (2, True)
+    assert worksheet.checked_loader([batch, torch.zeros(1, 4)], "test_loader") == (3, False)
+    assert worksheet.checked_loader([(torch.zeros(1, 4), None)], "test_loader") == (1, False)
+
+
+def test_one_input_is_enough_to_measure() -> None:
+    quality = worksheet.judge(torch.eye(2)[:1], torch.eye(2)[:1], None)
+    low, high = quality.same.interval
+    assert quality.same.n == 1
+    assert low < 25
+    assert high == 100
+
+
+class Odd(nn.Module):
+    """A model with outputs that are no logits."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Any:
+        return {"dict": {"logits": x}, "sequence": x[:, None], "nan": x * float("nan")}[self.kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("dict", "gives a dict for example, float32 of shape"),
+        ("sequence", r"gives shape \(1, 1, 4\)"),
+        ("nan", "gives NaN or"),
+    ],
+)
+def test_outputs_must_be_logits(kind: str, words: str) -> None:
+    with pytest.raises(worksheet.CannotRunError, match=words):
+        worksheet.check_run(Odd(kind), torch.zeros(1, 4), "example")
+
+
+# --- workflow, folding, sizes, report --------------------------------------------------------------------
+
+
+def test_an_unknown_target_is_refused() -> None:
+    with pytest.raises(worksheet.TargetError, match="no target 'coreml'; choose one of: pytorch, executorch, onnx"):
+        worksheet.choose(net(), "coreml")
+
+
+def test_a_model_without_a_layer_to_quantize_is_refused() -> None:
+    with pytest.raises(worksheet.ModelError, match="This BatchNorm1d has no layer to quantize"):
+        worksheet.choose(nn.BatchNorm1d(3), "pytorch")
+
+
+def test_the_choice_says_what_stays_in_float(one_thread: None) -> None:
+    recurrent = worksheet.choose(nn.LSTM(4, 4), "executorch")
+    assert any("stay in float on this road" in reason for reason in recurrent.why)
+    attention = worksheet.choose(nets.load_digit_transformer(), "pytorch")
+    assert any("leaves those in float" in reason for reason in attention.why)
+    assert {"dynamic", "static", "QAT"} == set(recurrent.others)
+
+
+def test_norms_are_folded_into_what_they_alone_read(one_thread: None) -> None:
+    model, images = nets.load_digit_resnet(), torch.rand(2, 3, 96, 96)
+    folded, count = worksheet.fold_norms(model)
+    assert count == 15
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(images), model(images), atol=1e-3, rtol=1e-3)
+
+
+class Branch(nn.Module):
+    """A convolution that is read twice: behind its norm, and before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        outputs: Tensor = self.norm(y) + y
+        return outputs
+
+
+class Twice(Branch):
+    """One convolution with its norm, called two times."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.norm(self.conv(self.norm(self.conv(x))[:, :1]))
+        return outputs
+
+
+class Wilful(Branch):
+    """A model that torch.fx cannot follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize("kind", [Branch, Twice, Wilful])
+def test_a_norm_that_cannot_be_folded_stays(kind: type[nn.Module]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        model = kind().eval()
+    assert worksheet.fold_norms(model)[1] == 0
+
+
+def test_sizes_count_folded_norms_as_gone() -> None:
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(nn.Conv2d(1, 10, 10, bias=False), nn.BatchNorm2d(10)).eval()
+    folded, _ = worksheet.fold_norms(model)
+    conv, norm = worksheet.layer_sizes(model, folded, {"0.weight"}, per_channel=True)
+    assert (conv["float kB"], conv["int8 kB"]) == (4.0, 1.08)  # 1,000 bytes, 10 scales, 10 biases
+    assert (norm["float kB"], norm["int8 kB"], norm["int8"]) == (0.08, 0.0, False)
+
+
+def test_a_report_escapes_what_it_shows(tmp_path: Path) -> None:
+    sections = {"<i>": {"words": ["a < `b`"], "table": [{"x": "<b>", "y": 1}]}}
+    page, numbers = onepager.write_report({"title": "A & B", "headline": "<h>", "sections": sections}, tmp_path)
+    soup = BeautifulSoup(page.read_text(), "html.parser")
+    assert soup.title is not None
+    assert soup.title.get_text() == "A & B"
+    assert [bold.get_text() for bold in soup.find_all("b")] == ["<h>"]
+    assert not soup.find_all("i")
+    assert [cell.get_text() for cell in soup.find_all("td")] == ["<b>", "1"]
+    assert json.loads(numbers.read_text())["sections"] == sections
+
+
+def test_the_network_is_the_one_that_the_provenance_describes() -> None:
+    model = nets.load_digit_resnet()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 177_178
+    assert models.int8_modules(copy.deepcopy(model)) == []
