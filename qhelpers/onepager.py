@@ -7,11 +7,14 @@ from typing import Any
 
 from qhelpers import reports
 
-STYLE = """:root{color-scheme:light dark}body{font:16px/1.45 system-ui,sans-serif;max-width:46rem;margin:2rem auto;
-padding:0 1rem}@media print{body{font-size:11px;margin:0}}"""
-TABLES = """.qb-report table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.4rem 0;display:block;
-overflow-x:auto}.qb-report :is(th,td){border-bottom:1px solid #8888;padding:.15rem .7rem .15rem 0;text-align:left;
-vertical-align:top}.qb-report h2,.qb-report h3{margin:1.1rem 0 .3rem}.qb-report p{margin:.3rem 0}"""
+STYLE = """:root{color-scheme:light dark}body{font:14px/1.4 system-ui,sans-serif;max-width:66rem;margin:1.5rem auto;
+padding:0 1rem}@page{size:A4;margin:10mm}@media print{body{font-size:8.5px;margin:0;max-width:none}}"""
+# also for the report on a page of the book: small headings, two columns where there is room
+REPORT_STYLE = """.qb-report h2{font-size:1.5em;margin:.6em 0 .3em}.qb-report h3{font-size:1.1em;margin:0 0 .2em}
+.qb-report .qb-sections{columns:2 26em;column-gap:2.5em}.qb-report section{break-inside:avoid;padding-bottom:.9em}
+.qb-report table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.2em 0;display:block;overflow-x:auto}
+.qb-report :is(th,td){border-bottom:1px solid #8888;padding:.12em .8em .12em 0;text-align:left;vertical-align:top}
+.qb-report p{margin:.2em 0 .4em;overflow-wrap:anywhere}"""
 
 
 def report_html(report: dict[str, Any]) -> str:
@@ -20,16 +23,20 @@ def report_html(report: dict[str, Any]) -> str:
     >>> "<h2>R</h2>" in report_html({"title": "R", "headline": "h", "sections": {"s": {"words": [], "table": []}}})
     True
     """
-    parts = [f"<style>{TABLES}</style><h2>{html.escape(report['title'])}</h2><p><b>{html.escape(report['headline'])}"]
-    parts.append("</b></p>")
+    parts = []
     for title, section in report["sections"].items():
-        parts.append(f"<h3>{html.escape(title)}</h3>")
-        parts += [f"<p>{reports.as_html(words)}</p>" for words in section["words"]]
+        words = "".join(f"<p>{reports.as_html(line)}</p>" for line in section["words"])
+        table = ""
         if rows := section["table"]:
             lines = ["".join(f"<th>{html.escape(column)}</th>" for column in rows[0])]
             lines += ["".join(f"<td>{html.escape(str(value))}</td>" for value in row.values()) for row in rows]
-            parts.append(f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
-    return f'<div class="qb-report">{"".join(parts)}</div>'
+            table = f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+        parts.append(f"<section><h3>{html.escape(title)}</h3>{words}{table}</section>")
+    title, headline = html.escape(report["title"]), html.escape(report["headline"])
+    return (
+        f'<div class="qb-report"><style>{REPORT_STYLE}</style><h2>{title}</h2><p><b>{headline}</b></p>'
+        f'<div class="qb-sections">{"".join(parts)}</div></div>'
+    )
 
 
 def write_report(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
@@ -45,6 +52,8 @@ def write_report(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     head += f"<title>{html.escape(report['title'])}</title><style>{STYLE}</style>"
     page = f'<!doctype html><html lang="en"><head>{head}</head><body>{report_html(report)}</body></html>\n'
     paths = folder / "worksheet-report.html", folder / "worksheet-report.json"
-    for path, text in zip(paths, (page, json.dumps(report, indent=1, ensure_ascii=False)), strict=True):
+    for path, text in zip(
+        paths, (page, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)), strict=True
+    ):
         reports.write_whole(path, text)
     return paths

@@ -119,7 +119,7 @@ def test_another_model_needs_two_cells(
     assert all(ratio > 0 for ratio in found["times_speed_of"].values())
     page = BeautifulSoup((folder / "worksheet-report.html").read_text(), "html.parser")
     titles = [title.get_text() for title in page.find_all("h3")]
-    assert titles[:5] == ["Workflow", "Quality", "Speed", "Size", "Diagnosis"]
+    assert titles[:5] == ["Summary", "Workflow", "Quality", "Speed", "Diagnosis"]
     assert not page.find_all(["script", "img", "link"]), "the page needs no other file"
     assert torch.backends.mha.get_fastpath_enabled() == before
 
@@ -135,7 +135,7 @@ def test_without_labels_it_goes_by_agreement_and_says_so(worksheet_process: None
     notes = names["report"]["sections"]["Notes"]["words"]
     assert "The test data have no labels: agreement only." in notes
     assert "The model came in training mode: the worksheet works on a copy in evaluation mode." in notes
-    assert "no labels" in names["report"]["headline"]
+    assert "no labels" in names["summary"]["quality"]
     assert names["model"].training, "the reader's model is left as it was"
 
 
@@ -213,6 +213,7 @@ def test_labels_must_be_there_for_every_batch() -> None:
 
 
 def test_one_input_is_enough_to_measure() -> None:
+    assert worksheet.checked_loader([torch.zeros(1, 2)], "test_loader") == (1, False)
     quality = worksheet.judge(torch.eye(2)[:1], torch.eye(2)[:1], None)
     low, high = quality.same.interval
     assert quality.same.n == 1
