@@ -53,7 +53,9 @@ __all__ = [
 ]
 
 FEW = 16  # inputs below which an agreement says little
-CULPRIT_DB = 3.0  # what leaving the worst layer in float has to gain for it to be called the culprit
+SOUND_DB = 30.0  # SQNR of the outputs from which on rounding is no reason to worry
+ALSO_DB = 6.0  # a layer that is alone this close to all together is named, too
+CULPRIT_DB = 3.0  # what leaving one layer in float has to gain for it to be called the culprit
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def compare_outputs(exact: Tensor, other: Tensor) -> tuple[float, float]:
 def sensitivity(model: nn.Module, loader: Iterable[Any], ranges: Ranges, scheme: Scheme) -> list[Sensitivity]:
     """Each layer quantized alone, and each layer alone left in float, in the order of the model.
 
+    Agreement with the float model stands for accuracy: it needs no labels.
+
     Raises:
         NoLayersError, NotFiniteError, EmptyLoaderError, TrainingModeError: as in :mod:`qhelpers.simulate`.
 
@@ -96,16 +100,25 @@ def sensitivity(model: nn.Module, loader: Iterable[Any], ranges: Ranges, scheme:
     >>> [row.name for row in sensitivity(net, [torch.ones(1, 2)], {}, Scheme())]
     ['0', '2']
     """
-    batches, names = input_batches(loader), [*find_layers(model).known]
-    exact = outputs(model, batches)
+    batches, layers = input_batches(loader), find_layers(model).known
+    exact = _exact(model, batches)
 
     def measure(weights: Collection[str], activations: Collection[str]) -> tuple[float, float]:
         with simulated(model, ranges, scheme, weights, activations):
             return compare_outputs(exact, outputs(model, batches))
 
-    return [
-        Sensitivity(name, *measure({name}, {name}), *measure({*names} - {name}, {*ranges} - {name})) for name in names
-    ]
+    def row(name: str) -> Sensitivity:
+        own = {other for other in layers if layers[other].weight is layers[name].weight}  # shared weights go together
+        return Sensitivity(name, *measure(own, own), *measure({*layers} - own, {*ranges} - own))
+
+    return [row(name) for name in layers]
+
+
+def _exact(model: nn.Module, batches: list[Tensor]) -> Tensor:
+    found = outputs(model, batches)
+    if not bool(torch.isfinite(found).all()):
+        raise NotFiniteError("On these inputs the float model's own outputs are NaN or infinite.")
+    return found
 
 
 def layer_sqnr(
@@ -154,12 +167,18 @@ def diagnose(
 
     >>> found = diagnose(nn.Sequential(nn.Linear(2, 2)).eval(), [torch.ones(1, 2)], [torch.ones(1, 2)])
     >>> found.verdicts[0]
-    'Only 1 inputs: shares of equal classes say little, go by the SQNR.'
+    "Shares are of 1 inputs that keep the float model's class; labels play no part."
     """
     scheme = scheme or Scheme()
     batches, layers = input_batches(loader), find_layers(model)
+    exact, n = _exact(model, batches), sum(map(len, batches))
     ranges = activation_ranges(model, calibration_loader)
-    exact = outputs(model, batches)
+    verdicts = [f"Shares are of {n} inputs that keep the float model's class; labels play no part."]
+    if n < FEW or exact.shape[-1] < 2:
+        verdicts.append("Here they say little: go by the SQNR.")
+    for name, kind in layers.unknown.items():
+        hint = "; int8 would have it folded, so fuse first" if "BatchNorm" in kind else ""
+        verdicts.append(f"Passed through in float: {name} ({kind}){hint}.")
 
     def tried(words: str, one: Scheme) -> float:
         with simulated(model, ranges, one):
@@ -167,10 +186,8 @@ def diagnose(
         verdicts.append(f"{words}: {same:.0f} % keep their class, {decibel:.1f} dB.")
         return decibel
 
-    n = sum(map(len, batches))
-    verdicts = [f"Only {n} inputs: shares of equal classes say little, go by the SQNR."] if n < FEW else []
-    verdicts += [f"Passed through in float: {name} ({kind})." for name, kind in layers.unknown.items()]
-    tried("16 bits", Scheme(16, 16, scheme.per_channel))
+    if tried("16 bits", Scheme(16, 16, scheme.per_channel)) < SOUND_DB:
+        verdicts.append("Already 16 bits are too few: look at the ranges and the pipeline before you blame int8.")
     whole = tried("All of it", scheme)
     in_weights = tried("Weights only", Scheme(scheme.weight_bits, None, scheme.per_channel))
     in_activations = tried("Activations only", Scheme(None, scheme.activation_bits))
@@ -178,13 +195,19 @@ def diagnose(
     rows = sensitivity(model, batches, ranges, scheme)
     worst = max(rows, key=lambda row: row.left_out_db)
     gain = worst.left_out_db - whole
-    if gain < CULPRIT_DB:
+    culprit = worst.name if whole < SOUND_DB and gain >= CULPRIT_DB else None
+    if whole >= SOUND_DB:
+        verdicts.append(f"Nothing to mend: rounding is {SOUND_DB:.0f} dB or more below the outputs.")
+    elif culprit is None:
         verdicts.append(f"No single culprit: leaving one layer in float gains {gain:.1f} dB at most.")
-        return Diagnosis(None, verdicts, rows, layers.unknown)
-    peaks = channel_ranges(layers.known[worst.name])
-    ratio = float(peaks.max() / peaks.median().clamp(min=torch.finfo(torch.float32).tiny))
-    verdicts.append(
-        f"Culprit: {worst.name}. Left in float it gains {gain:.1f} dB, and {worst.left_out_same:.0f} % keep their "
-        f"class; its largest channel range is {ratio:.0f} times the median, {int((peaks == 0).sum())} are dead."
-    )
-    return Diagnosis(worst.name, verdicts, rows, layers.unknown)
+    else:
+        peaks = channel_ranges(layers.known[culprit])
+        ratio = float(peaks.max() / peaks.median().clamp(min=torch.finfo(torch.float32).tiny))
+        verdicts.append(
+            f"Culprit: {culprit}. Left in float it gains {gain:.1f} dB, and {worst.left_out_same:.0f} % keep their "
+            f"class; its largest channel range is {ratio:.0f} times the median, {int((peaks == 0).sum())} are zero."
+        )
+    ruinous = [row.name for row in rows if row.alone_db < whole + ALSO_DB and row.name != culprit]
+    if ruinous and whole < SOUND_DB:
+        verdicts.append(f"Alone within {ALSO_DB:.0f} dB of all together: {', '.join(ruinous)}.")
+    return Diagnosis(culprit, verdicts, rows, layers.unknown)

@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from qhelpers.simulate import (
     DiagnosisError,
     Scheme,
+    UnfusedError,
     apply_weight,
     channel_ranges,
     find_layers,
@@ -31,10 +32,6 @@ from qhelpers.simulate import (
 _PASS_MODULES = (nn.ReLU, nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
 _PASS_NAMES = {"relu", "relu_", "dropout", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "flatten"}
 Pair = tuple[str, str]
-
-
-class UnfusedError(DiagnosisError):
-    """A batch norm behind a layer has not been folded into it."""
 
 
 class NotTraceableError(DiagnosisError):
@@ -128,20 +125,24 @@ def _find_pairs(model: nn.Module, layers: dict[str, nn.Module]) -> tuple[list[Pa
         raise NotTraceableError(f"torch.fx cannot follow this {type(model).__name__}: {reason}") from error
     _refuse_unfused(model, graph, layers)
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    owners = Counter(id(layer.weight) for layer in layers.values())
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    owners = Counter(id(value) for module in model.modules() for value in module._parameters.values())
+
+    def shared(name: str) -> bool:
+        own = [value for value in layers[name]._parameters.values() if value is not None]
+        return calls[name] > 1 or name in read or any(owners[id(value)] > 1 for value in own)
+
     pairs, skipped = [], {}
     for node in graph.nodes:
         if node.op == "call_module" and node.target in layers:
             first = str(node.target)
-            second, reason = _next_layer(model, node, layers)
-            shared = [
-                name for name in (first, second) if name and (calls[name] > 1 or owners[id(layers[name].weight)] > 1)
-            ]
-            if shared:
-                skipped[first] = f"the weights of {shared[0]} are shared"
+            second, way = _next_layer(model, node, layers)
+            tied = [name for name in (first, second) if name and shared(name)]
+            if tied:
+                skipped[first] = f"the weights of {tied[0]} are shared"
             elif not second:
-                skipped[first] = reason
-            elif refusal := _refusal(layers[first], layers[second]):
+                skipped[first] = way
+            elif refusal := _refusal(layers[first], layers[second], way):
                 skipped[first] = f"{second} {refusal}"
             else:
                 pairs.append((first, second))
@@ -151,35 +152,50 @@ def _find_pairs(model: nn.Module, layers: dict[str, nn.Module]) -> tuple[list[Pa
 
 
 def _next_layer(model: nn.Module, node: Node, layers: dict[str, nn.Module]) -> Pair:
-    """The layer that alone reads a layer's output; or an empty name, and the reason why there is none."""
+    """The layer that alone reads a layer's output, and the steps between; or an empty name, and why there is none."""
     at = node
+    steps: list[str] = []
     while True:
         if len(at.users) != 1:
             return "", f"its output is read {len(at.users)} times (a branch)"
         at = next(iter(at.users))
-        target = at.target if isinstance(at.target, str) else getattr(at.target, "__name__", str(at.target))
+        name = at.target if isinstance(at.target, str) else getattr(at.target, "__name__", str(at.target))
         if at.op == "output":
             return "", "it is the last layer"
-        if at.op == "call_module":
-            module = model.get_submodule(target)
-            if target in layers:
-                return target, ""
-            if isinstance(module, _PASS_MODULES):
-                continue
-            target = type(module).__name__
-        elif target in _PASS_NAMES:
-            continue
-        return "", f"{target} lies behind it, and does not pass factors through"
+        module = model.get_submodule(name) if at.op == "call_module" else None
+        if name in layers and module is not None:
+            return name, " ".join(steps)
+        passes = isinstance(module, _PASS_MODULES) if module is not None else name in _PASS_NAMES
+        if not passes:
+            shown = name if module is None else type(module).__name__
+            return "", f"{shown} lies behind it, and does not pass factors through"
+        steps.append(_step(at, module))
 
 
-def _refusal(first: Any, second: Any) -> str | None:
-    channels = first.weight.shape[0]
+def _step(node: Node, module: nn.Module | None) -> str:
+    """Whether a step flattens all but the batch, flattens otherwise, pools, or leaves the shape."""
+    name = type(module).__name__ if module is not None else getattr(node.target, "__name__", str(node.target))
+    if name.lower() == "flatten":
+        given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | dict(node.kwargs)
+        start = getattr(module, "start_dim", given.get("start_dim", 0))
+        end = getattr(module, "end_dim", given.get("end_dim", -1))
+        return "flatten" if (start, end) == (1, -1) else "reshape"
+    return "pool" if "pool" in name.lower() else ""
+
+
+def _refusal(first: Any, second: Any, way: str) -> str | None:
+    """Why channels of the first layer are not what the second reads one by one; None if they are."""
+    channels, steps = first.weight.shape[0], way.split()
+    elsewhere = "reads something else than its channels"
     if isinstance(second, _ConvNd):
-        if second.groups == 1 and second.in_channels == channels:
-            return None
-        depthwise = second.groups == second.in_channels == second.out_channels == channels
-        return None if depthwise else "is a grouped convolution"
-    return None if second.in_features % channels == 0 else "reads something else than its channels"
+        if type(first) is not type(second) or {"flatten", "reshape"} & {*steps} or second.in_channels != channels:
+            return elsewhere
+        depthwise = second.groups == second.in_channels == second.out_channels
+        return None if second.groups == 1 or depthwise else "is a grouped convolution"
+    if isinstance(first, _ConvNd):
+        flattened = "reshape" not in steps and steps[-1:] == ["flatten"] and steps.count("flatten") == 1
+        return None if flattened and second.in_features % channels == 0 else elsewhere
+    return None if not steps and second.in_features == channels else elsewhere
 
 
 def _refuse_unfused(model: nn.Module, graph: Graph, layers: dict[str, nn.Module]) -> None:
@@ -214,7 +230,7 @@ def correct_bias(model: nn.Module, loader: Iterable[Any], scheme: Scheme) -> tup
     """
     model = copy.deepcopy(model)
     layers: dict[str, Any] = find_layers(model).known
-    sums: dict[str, list[Any]] = {}
+    sums: dict[str, list[Any]] = {}  # of each channel's errors, and how many
 
     def look(name: str, inputs: Tensor, output: Tensor) -> None:
         error = apply_weight(layers[name], inputs, rounding_error(layers[name], scheme))
@@ -225,8 +241,8 @@ def correct_bias(model: nn.Module, loader: Iterable[Any], scheme: Scheme) -> tup
 
     with watching(layers, look):
         outputs(model, input_batches(loader))
-    added = {name: -(total / n).float() for name, (total, n) in sums.items()}
+    added = {name: -(total / n).to(layers[name].weight.dtype) for name, (total, n) in sums.items()}
     for name, change in added.items():
         bias = layers[name].bias
-        layers[name].bias = nn.Parameter(change.clone() if bias is None else bias.detach() + change)
+        layers[name].bias = nn.Parameter(change if bias is None else bias.detach() + change)
     return model, added

@@ -5,6 +5,7 @@ other layers pass through untouched and are named in :attr:`Layers.unknown`. Wei
 activations affinely, both over their whole range.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from qhelpers import calibration, models
 
 Ranges = dict[str, tuple[float, float]]
+_FORWARDS = {nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward, nn.Linear.forward}
 INPUT = "input"  # the name under which ranges are kept for the model's own input
 
 
@@ -31,7 +34,11 @@ class NoLayersError(DiagnosisError):
 
 
 class NotFiniteError(DiagnosisError):
-    """A weight is NaN or infinite."""
+    """The model, or what it computes, is NaN or infinite."""
+
+
+class UnfusedError(DiagnosisError):
+    """A batch norm behind a layer has not been folded into it."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,12 @@ class Layers:
 def find_layers(model: nn.Module) -> Layers:
     """The layers that the tools quantize; a fused container counts as one layer, under its own name.
 
+    A layer whose ``forward`` is not the usual one, or whose weight is computed (weight norm, pruning), is unknown.
+
     Raises:
         NoLayersError: if there is none.
-        NotFiniteError: naming the layers with NaN or infinite weights.
+        NotFiniteError: naming the parameters and buffers that hold NaN or infinity.
+        UnfusedError: naming the containers that still hold a batch norm, as those fused for training do.
 
     >>> find_layers(nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)))
     Layers(known={'0': Linear(in_features=2, out_features=2, bias=True)}, unknown={'1': 'LSTM'})
@@ -68,19 +78,21 @@ def find_layers(model: nn.Module) -> Layers:
     unknown = {}
     for name, module in model.named_modules():
         inner = module[0] if isinstance(module, _FusedModule) else module
-        if name.rpartition(".")[0] in known:
+        if name.rpartition(".")[0] in known and name:
             continue  # a part of a fused layer
-        if isinstance(inner, (_ConvNd, nn.Linear)) and not isinstance(inner, _ConvTransposeNd):
+        if inner is not module and any(isinstance(part, _BatchNorm) for part in module.modules()):
+            raise UnfusedError(f"{name} is fused for training and keeps its batch norm: fuse in evaluation mode.")
+        if type(inner).forward in _FORWARDS and "weight" in inner._parameters:
             known[name] = inner
         elif any(True for _ in module.parameters(recurse=False)):
             unknown[name] = type(module).__name__
     if not known:
-        raise NoLayersError(
-            f"This {type(model).__name__} has no convolution and no Linear: there is nothing to look at."
-        )
-    broken = [name for name, layer in known.items() if not bool(torch.isfinite(layer.weight).all())]  # type: ignore[arg-type]
+        what = "is quantized already" if models.int8_modules(model) else "has no convolution and no Linear"
+        raise NoLayersError(f"This {type(model).__name__} {what}: there is nothing to look at.")
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if broken:
-        raise NotFiniteError(f"Weights are NaN or infinite in {', '.join(broken[:3])}: no scale can be found for them.")
+        raise NotFiniteError(f"NaN or infinity stands in {', '.join(broken[:3])}: no scale can be found for that.")
     return Layers(known, unknown)
 
 
@@ -135,6 +147,7 @@ def activation_ranges(model: nn.Module, loader: Iterable[Any]) -> Ranges:
     Raises:
         EmptyLoaderError, BatchTypeError: as :func:`qhelpers.calibration.calibrate`.
         TrainingModeError: if the model is in training mode.
+        NotFiniteError: naming the first activation that is not finite.
 
     >>> sorted(activation_ranges(nn.Sequential(nn.Linear(2, 2)).eval(), [torch.ones(1, 2)]))
     ['0', 'input']
@@ -142,8 +155,11 @@ def activation_ranges(model: nn.Module, loader: Iterable[Any]) -> Ranges:
     found: Ranges = {}
 
     def see(name: str, values: Tensor) -> None:
-        low, high = found.get(name, (float("inf"), float("-inf")))
-        found[name] = min(low, float(values.min())), max(high, float(values.max()))
+        low, high = float(values.min()), float(values.max())
+        if not math.isfinite(low + high):
+            raise NotFiniteError(f"On these inputs the values of {name} are NaN or infinite.")
+        before = found.get(name, (low, high))
+        found[name] = min(before[0], low), max(before[1], high)
 
     with _at_activations(model, see):
         outputs(model, input_batches(loader))
@@ -167,11 +183,17 @@ def simulated(
         ranges: from :func:`activation_ranges`.
         weights, activations: names of the layers (and ``"input"``) to quantize; all if None.
 
+    Raises:
+        DiagnosisError: for a name that the model does not have.
+
     >>> net = nn.Sequential(nn.Linear(1, 1)).eval()
     >>> with simulated(net, {}, Scheme(8, None)):
     ...     _ = net(torch.ones(1, 1))
     """
     layers = find_layers(model).known
+    strangers = {*(weights or ()), *(activations or ())} - {*layers, *ranges, INPUT}
+    if strangers:
+        raise DiagnosisError(f"The model has no layer {sorted(strangers)[0]!r}; it has: {', '.join([*layers][:8])}.")
     chosen = [layer for name, layer in layers.items() if weights is None or name in weights]
     kept = [(layer, layer.weight.data) for layer in chosen]
 
@@ -230,6 +252,7 @@ def outputs(model: nn.Module, batches: list[Tensor]) -> Tensor:
 
     Raises:
         TrainingModeError: if the model is in training mode.
+        DiagnosisError: if an output is neither a tensor nor a tuple that begins with one.
 
     >>> outputs(nn.Identity().eval(), [torch.ones(2, 3), torch.ones(1, 3)]).shape
     torch.Size([3, 3])
@@ -237,7 +260,11 @@ def outputs(model: nn.Module, batches: list[Tensor]) -> Tensor:
     models.require_eval(model)
     with torch.inference_mode():
         found = [model(images) for images in batches]
-    return torch.cat([one[0] if isinstance(one, tuple) else one for one in found])
+    parts = [one[0] if isinstance(one, tuple) else one for one in found]
+    if not isinstance(parts[0], Tensor):
+        kind = type(parts[0]).__name__
+        raise DiagnosisError(f"The model must return a tensor, or a tuple that begins with one; it returned a {kind}.")
+    return torch.cat(parts)
 
 
 def rounding_error(layer: nn.Module, scheme: Scheme) -> Tensor:
@@ -274,9 +301,9 @@ def watching(layers: dict[str, nn.Module], look: Callable[[str, Tensor, Tensor],
     """
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: look(name, inputs[0], output)
+        return lambda module, inputs, named, output: look(name, [*inputs, *named.values()][0], output)
 
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         yield
     finally:

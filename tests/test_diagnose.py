@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization as tq
+from torch.nn import functional as F
 
 from qhelpers import calibration, data, diagnose, models, repair, simulate
 from qhelpers.diagnose import Scheme
@@ -141,42 +142,87 @@ def test_the_layer_that_was_broken_is_named(build: Any) -> None:
         with torch.no_grad():
             net.inner.weight[1] *= 1000  # type: ignore[index, operator, union-attr]
             net.outer.weight[:, 1] /= 1000  # type: ignore[index, operator, union-attr]
+            net.outer.weight *= 30  # type: ignore[operator, union-attr]
     with torch.no_grad():
         net.get_submodule(name).bias.zero_()  # type: ignore[operator, union-attr]
     found = diagnose.diagnose(net, [images()], [images()], Scheme(8, None))
     assert found.culprit == name
-    assert found.verdicts[-1].startswith(f"Culprit: {name}. Left in float it gains")
+    assert any(words.startswith(f"Culprit: {name}. Left in float it gains") for words in found.verdicts)
     row = next(row for row in found.rows if row.name == name)
     assert row.alone_db == min(one.alone_db for one in found.rows)
     local, accumulated = diagnose.layer_sqnr(net, [images()], {}, Scheme(8, None))[name]
     assert abs(local - accumulated) < 6  # what comes before it does little
 
 
-def test_no_layer_is_accused_where_none_stands_out() -> None:
-    net = seeded(lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)))
-    inputs = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
-    found = diagnose.diagnose(net, [inputs], [inputs])
+def linear_net() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+
+def vectors(n: int = 64) -> Tensor:
+    return torch.randn(n, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_healthy_model_is_told_so() -> None:
+    found = diagnose.diagnose(seeded(linear_net), [vectors()], [vectors()])
     assert found.culprit is None
-    assert found.verdicts[-1].startswith("No single culprit")
+    assert found.verdicts[-1] == "Nothing to mend: rounding is 30 dB or more below the outputs."
+
+
+def test_no_layer_is_accused_where_none_stands_out() -> None:
+    found = diagnose.diagnose(seeded(linear_net), [vectors()], [vectors()], Scheme(4, 4))
+    assert found.culprit is None
+    assert "No single culprit: leaving one layer in float gains" in " ".join(found.verdicts)
+
+
+class TwoBranches(nn.Module):
+    """Two equal branches whose outputs are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = small_cnn(), small_cnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.one(x) + self.other(x)  # type: ignore[no-any-return]
+
+
+def test_a_second_broken_layer_is_not_passed_over() -> None:
+    found = diagnose.diagnose(seeded(TwoBranches), [images()], [images()], Scheme(8, None))
+    named = f"{found.culprit} {found.verdicts[-1]}"
+    assert found.verdicts[-1].startswith("Alone within 6 dB of all together")
+    assert "one.0" in named
+    assert "other.0" in named
+
+
+def test_a_pipeline_that_fails_at_16_bits_is_not_blamed_on_int8() -> None:
+    net = seeded(linear_net)
+    found = diagnose.diagnose(net, [vectors()], [torch.zeros(4, 8)])  # ranges from other data
+    assert "Already 16 bits are too few" in " ".join(found.verdicts)
+
+
+def test_layers_that_share_a_weight_are_left_out_together() -> None:
+    net = seeded(linear_net)
+    net[4].weight = net[2].weight  # type: ignore[index, union-attr]
+    ranges = diagnose.activation_ranges(net, [vectors()])
+    rows = {row.name: row for row in diagnose.sensitivity(net, [vectors()], ranges, Scheme(4, None))}
+    assert rows["2"].left_out_db == rows["4"].left_out_db == rows["0"].alone_db  # only the first is left quantized
 
 
 def test_the_digits_model_names_its_depthwise_layer(one_thread: None) -> None:
     torch.set_num_threads(1)
-    net = fused_digits()
     few = list(data.digit_loader("validation", batch_size=16, limit=16))
-    ranges = diagnose.activation_ranges(net, few)
-    with diagnose.simulated(net, ranges, EIGHT, activations=()):
-        everything = diagnose.compare_outputs(simulate.outputs(fused_digits(), [few[0][0]]), net(few[0][0]))[0]
-    rows = diagnose.sensitivity(net, few, ranges, EIGHT)
-    worst = max(rows, key=lambda row: row.left_out_db)
-    assert worst.name == "features.1.conv.0.0" == min(rows, key=lambda row: row.alone_db).name
-    assert worst.left_out_db > everything + diagnose.CULPRIT_DB
+    found = diagnose.diagnose(fused_digits(), few, few)
+    assert found.culprit == "features.1.conv.0.0" == min(found.rows, key=lambda row: row.alone_db).name
+    assert "The weights do more damage." in found.verdicts
+    assert len(found.rows) == 53
 
 
-def test_few_inputs_are_said_to_be_few() -> None:
+def test_few_inputs_are_said_to_be_few_and_labels_to_play_no_part() -> None:
     net = seeded(small_cnn)
-    assert diagnose.diagnose(net, [images(1)], [images()]).verdicts[0].startswith("Only 1 inputs")
-    assert not diagnose.diagnose(net, [images(16)], [images()]).verdicts[0].startswith("Only")
+    verdicts = diagnose.diagnose(net, [images(1)], [images()]).verdicts
+    assert verdicts[0] == "Shares are of 1 inputs that keep the float model's class; labels play no part."
+    assert verdicts[1] == "Here they say little: go by the SQNR."
+    labelled = [(images(16), torch.zeros(16))]
+    assert diagnose.diagnose(net, labelled, labelled).verdicts[1].startswith("16 bits")
 
 
 # --- equalization --------------------------------------------------------------------------------------
@@ -216,13 +262,67 @@ def test_the_digits_model_keeps_its_function() -> None:
     assert same_function(net, equal, next(iter(data.calibration_batches(8)))[0])
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU6, nn.Hardswish, nn.GELU, nn.Sigmoid])
-def test_activations_through_which_scaling_is_not_exact_are_refused_by_name(activation: type[nn.Module]) -> None:
-    net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), activation(), nn.Conv2d(4, 4, 1)))
+class Through(nn.Module):
+    """Two convolutions with any function between them."""
+
+    def __init__(self, between: Any) -> None:
+        super().__init__()
+        self.one, self.between, self.other = nn.Conv2d(3, 4, 1), between, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.other(self.between(self.one(x)))  # type: ignore[no-any-return]
+
+
+INEXACT = [nn.ReLU6(), nn.Hardswish(), nn.GELU(), nn.Sigmoid(), nn.Tanh(), nn.LeakyReLU(), nn.Softmax(dim=1)]
+INEXACT_CALLS = [F.relu6, F.hardswish, F.gelu, torch.sigmoid, torch.tanh, lambda x: x.sigmoid(), lambda x: x.tanh()]
+
+
+@pytest.mark.parametrize("between", [*INEXACT, *INEXACT_CALLS], ids=str)
+def test_activations_through_which_scaling_is_not_exact_are_refused_by_name(between: Any) -> None:
+    net = seeded(lambda: Through(between))
     equal, done = diagnose.equalize(net)
     assert not done.pairs
-    assert done.skipped["0"] == f"{activation.__name__} lies behind it, and does not pass factors through"
-    assert torch.equal(equal[0].weight, net[0].weight)  # type: ignore[index, arg-type, union-attr]
+    assert done.skipped["one"].endswith(" lies behind it, and does not pass factors through")
+    if isinstance(between, nn.Module):
+        assert done.skipped["one"].startswith(type(between).__name__)
+    assert torch.equal(equal.one.weight, net.one.weight)  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [nn.ReLU(), F.relu, torch.relu, lambda x: x.relu(), nn.MaxPool2d(2), lambda x: F.avg_pool2d(x, 2)],
+    ids=str,
+)
+def test_what_passes_factors_through_is_known_as_module_function_and_method(between: Any) -> None:
+    net = seeded(lambda: Through(between))
+    with torch.no_grad():
+        net.one.weight[1] *= 100  # type: ignore[union-attr, operator, index]
+    equal, done = diagnose.equalize(net)
+    assert done.pairs == [("one", "other")]
+    assert float(diagnose.channel_ranges(equal.one)[1]) < float(diagnose.channel_ranges(net.one)[1]) / 5  # type: ignore[arg-type]
+    assert same_function(net, equal, images())
+
+
+AXES = {
+    "tokens that are flattened": (lambda: [nn.Linear(4, 8), nn.ReLU(), nn.Flatten(), nn.Linear(40, 3)], (2, 5, 4)),
+    "a flatten that keeps the channels": (
+        lambda: [nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Flatten(2), nn.Linear(16, 3)],
+        (2, 3, 4, 4),
+    ),
+    "a Linear on the width": (lambda: [nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Linear(8, 3)], (2, 3, 8, 8)),
+    "a convolution on vectors": (lambda: [nn.Linear(8, 3), nn.ReLU(), nn.Conv2d(3, 4, 1)], (2, 3, 4, 8)),
+    "a pooled vector": (lambda: [nn.Linear(8, 4), nn.MaxPool2d(1), nn.Linear(4, 4)], (2, 3, 4, 8)),
+}
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_a_layer_that_reads_along_another_axis_is_left_alone(name: str) -> None:
+    build, shape = AXES[name]
+    net = seeded(lambda: nn.Sequential(*build()))
+    equal, done = diagnose.equalize(net)
+    assert not done.pairs
+    assert done.skipped["0"].endswith("reads something else than its channels")
+    assert same_function(net, equal, torch.rand(shape, generator=torch.Generator().manual_seed(0)))
 
 
 def test_shared_weights_are_left_alone() -> None:
@@ -238,12 +338,22 @@ def test_shared_weights_are_left_alone() -> None:
     assert not done.pairs
     assert done.skipped["0"] == "the weights of 2 are shared"
     assert torch.equal(equal[2].weight, net[2].weight)  # type: ignore[index, arg-type, union-attr]
+    tied = seeded(lambda: nn.Sequential(nn.Embedding(6, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 6)))
+    tied[1].weight = nn.Parameter(torch.eye(4))  # type: ignore[index, union-attr]
+    tied[3].weight = tied[0].weight  # type: ignore[index, union-attr]
+    equal, done = diagnose.equalize(tied)
+    assert done.skipped["1"] == "the weights of 3 are shared"
+    assert same_function(tied, equal, torch.arange(6))
 
 
 def test_an_unfused_batch_norm_is_refused_by_name() -> None:
     net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)))
-    with pytest.raises(repair.UnfusedError, match=r"1 batch norms are not folded .* \(1\): call fuse_model"):
+    with pytest.raises(simulate.UnfusedError, match=r"1 batch norms are not folded .* \(1\): call fuse_model"):
         diagnose.equalize(net)
+    verdicts = diagnose.diagnose(net, [images()], [images()]).verdicts
+    assert "Passed through in float: 1 (BatchNorm2d); int8 would have it folded, so fuse first." in verdicts
+    with pytest.raises(simulate.UnfusedError, match="0 is fused for training and keeps its batch norm"):
+        diagnose.equalize(tq.fuse_modules_qat(copy.deepcopy(net).train(), [["0", "1", "2"]]).eval())
     fused = tq.fuse_modules(net, [["0", "1", "2"]])
     assert diagnose.equalize(fused)[1].pairs == [("0", "3")]
 
@@ -310,12 +420,69 @@ def test_a_model_without_convolutions_works() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_parameters_that_are_not_finite_are_refused(value: float, part: str) -> None:
     net = seeded(small_cnn)
-    net[2].weight.data[0] = value  # type: ignore[index, union-attr, operator]
+    getattr(net[2], part).data[0] = value  # type: ignore[index]
     for call in (diagnose.equalize, lambda one: diagnose.diagnose(one, [images()], [images()])):
-        with pytest.raises(simulate.NotFiniteError, match="Weights are NaN or infinite in 2"):
+        with pytest.raises(simulate.NotFiniteError, match=rf"NaN or infinity stands in 2\.{part}"):
             call(net)
+
+
+def test_inputs_that_are_not_finite_are_refused() -> None:
+    net, broken = seeded(small_cnn), images()
+    broken[0, 0, 0, 0] = float("nan")
+    with pytest.raises(simulate.NotFiniteError, match="the float model's own outputs are NaN or infinite"):
+        diagnose.diagnose(net, [broken], [images()])
+    with pytest.raises(simulate.NotFiniteError, match="the values of input are NaN or infinite"):
+        diagnose.diagnose(net, [images()], [broken])
+
+
+def test_layers_with_a_computed_weight_or_a_forward_of_their_own_are_unknown() -> None:
+    class Standardized(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
+
+    def build() -> nn.Module:
+        normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+        return nn.Sequential(Standardized(3, 4, 1), nn.Conv2d(4, 4, 1), normed, nn.ConvTranspose2d(4, 4, 1))
+
+    found = diagnose.find_layers(seeded(build))
+    assert [*found.known] == ["1"]
+    assert {"0": "Standardized", "3": "ConvTranspose2d"}.items() <= found.unknown.items()
+    assert any(name.startswith("2") for name in found.unknown)
+
+
+def test_names_that_the_model_does_not_have_are_refused() -> None:
+    net = seeded(small_cnn)
+    with pytest.raises(simulate.DiagnosisError, match="The model has no layer 'typo'; it has: 0, 2, 6"):
+        diagnose.simulated(net, {}, EIGHT, weights={"typo"}).__enter__()
+
+
+def test_other_outputs_than_tensors_are_refused() -> None:
+    net = seeded(lambda: nn.Sequential(nn.Linear(2, 2)))
+    net.forward = lambda x: {"logits": x}  # type: ignore[method-assign, assignment]
+    with pytest.raises(simulate.DiagnosisError, match="it returned a dict"):
+        diagnose.activation_ranges(net, [torch.ones(1, 2)])
+
+
+def test_an_input_given_by_name_is_seen() -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(input=x)  # type: ignore[no-any-return]
+
+    _, added = diagnose.correct_bias(seeded(ByName), [torch.ones(1, 2)], EIGHT)
+    assert [*added] == ["layer"]
+
+
+def test_a_quantized_model_is_told_so() -> None:
+    int8 = tq.quantize_dynamic(seeded(lambda: nn.Sequential(nn.Linear(2, 2))))
+    with pytest.raises(simulate.NoLayersError, match="This Sequential is quantized already"):
+        diagnose.find_layers(int8)
 
 
 def test_an_empty_loader_is_refused() -> None:
