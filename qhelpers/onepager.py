@@ -14,7 +14,7 @@ REPORT_STYLE = """.qb-report h2{font-size:1.5em;margin:.6em 0 .3em}.qb-report h3
 .qb-report .qb-sections{columns:2 26em;column-gap:2.5em}.qb-report section{break-inside:avoid;padding-bottom:.9em}
 .qb-report table{border-collapse:collapse;font-variant-numeric:tabular-nums;margin:.2em 0;display:block;overflow-x:auto}
 .qb-report :is(th,td){border-bottom:1px solid #8888;padding:.12em .8em .12em 0;text-align:left;vertical-align:top}
-.qb-report p{margin:.2em 0 .4em;overflow-wrap:anywhere}"""
+.qb-report td:first-child{min-width:8em}.qb-report p{margin:.2em 0 .4em;overflow-wrap:anywhere}"""
 
 
 def report_html(report: dict[str, Any]) -> str:

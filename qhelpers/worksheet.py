@@ -213,11 +213,11 @@ class Choice:
     others: dict[str, str]
 
 
-def choose(model: nn.Module, target: str) -> Choice:
+def choose(model: nn.Module, target: str, example: Tensor | None = None) -> Choice:
     """Which workflow fits, from the target and from where the weights are.
 
     Raises:
-        TargetError: for an unknown target.
+        TargetError: for an unknown target, or an example that its file cannot take.
         ModelError: if no layer is of a kind that the workflow can quantize.
 
     >>> choose(nn.Sequential(nn.Linear(2, 2)), "pytorch").workflow
@@ -225,10 +225,13 @@ def choose(model: nn.Module, target: str) -> Choice:
     """
     if target not in TARGETS:
         raise TargetError(f"There is no target {target!r}; choose one of: {', '.join(TARGETS)}.")
+    if target != "pytorch" and example is not None and example.dtype != torch.float32:
+        kind = str(example.dtype).removeprefix("torch.")
+        raise TargetError(f"The file for {target} takes float32 here; the example is {kind}: take the target pytorch.")
     kinds = weights_by_kind(model)
     share = {kind: 100 * n / max(1, sum(kinds.values())) for kind, n in kinds.items()}
     has = {kind: f"{share.get(kind, 0):.0f} % of the weights are in {kind} layers" for kind in [*KINDS, "other"]}
-    if not {"convolution", "linear", "recurrent", "attention"} & set(kinds):
+    if not {"convolution", "linear", "recurrent" if target == "pytorch" else "attention"} & set(kinds):
         raise ModelError(f"This {type(model).__name__} has no layer to quantize; its parameters: {kinds or 'none'}.")
     others = {"QAT": "it needs training: the last resort, if no repair keeps the accuracy."}
     if target != "pytorch":
@@ -239,15 +242,19 @@ def choose(model: nn.Module, target: str) -> Choice:
         others["static"] = "torch.export cannot capture its int8 modules, either."
         return Choice("PT2E", "XNNPACK's quantizer", why, others)
     others["PT2E"] = "inside PyTorch its graph is slow until torch.compile has compiled it, with a C++ compiler."
-    if "convolution" not in kinds:
-        why = ["No convolution, and " + ", ".join(has[kind] for kind in kinds if kind in ("linear", "recurrent"))]
-        why = [f"{why[0]}: quantize_dynamic has int8 layers for them, and needs no calibration."]
+    if kinds.get("convolution", 0) <= kinds.get("recurrent", 0):
+        known = ", ".join(has[kind] for kind in kinds if kind in ("linear", "recurrent"))
+        why = [f"{known}: quantize_dynamic has int8 layers for them, and needs no calibration."]
+        if "convolution" in kinds:
+            why.append(f"{has['convolution']}: those stay in float.")
         if "attention" in kinds:
             why.append(f"{has['attention']}: quantize_dynamic leaves those in float; PT2E would not.")
         others["static"] = "it fixes the ranges of activations, for no gain where weights are what takes time."
         return Choice("dynamic", "quantize_dynamic", why, others)
     why = [f"{has['convolution']}, which dynamic quantization passes over."]
     others["dynamic"] = "it has no int8 convolution."
+    if "recurrent" in kinds:
+        why.append(f"{has['recurrent']}: those stay in float beside static convolutions.")
     why.append("FX graph mode needs no stubs and gives int8 kernels at once; it is deprecated, as eager mode is.")
     return Choice("static", "FX", why, others)
 

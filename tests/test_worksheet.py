@@ -253,13 +253,30 @@ def test_an_unknown_target_is_refused() -> None:
         worksheet.choose(net(), "coreml")
 
 
-def test_a_model_without_a_layer_to_quantize_is_refused() -> None:
-    with pytest.raises(worksheet.ModelError, match="This BatchNorm1d has no layer to quantize"):
-        worksheet.choose(nn.BatchNorm1d(3), "pytorch")
+def test_a_file_takes_no_integers() -> None:
+    with pytest.raises(worksheet.TargetError, match="takes float32 here; the example is int64"):
+        worksheet.choose(net(), "onnx", torch.zeros(1, 4, dtype=torch.int64))
+
+
+def test_the_larger_part_decides_between_convolutions_and_recurrent_layers(one_thread: None) -> None:
+    mostly_recurrent = nn.ModuleList([nn.Conv1d(4, 4, 3), nn.LSTM(32, 32)])
+    mostly_convolution = nn.ModuleList([nn.Conv1d(64, 64, 3), nn.LSTM(4, 4)])
+    dynamic, static = (worksheet.choose(model, "pytorch") for model in (mostly_recurrent, mostly_convolution))
+    assert (dynamic.workflow, static.workflow) == ("dynamic", "static")
+    assert all(any("those stay in float" in reason for reason in one.why) for one in (dynamic, static))
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"), [("BatchNorm1d", "pytorch"), ("LSTM", "onnx"), ("MultiheadAttention", "pytorch")]
+)
+def test_a_model_without_a_layer_to_quantize_is_refused(kind: str, target: str, one_thread: None) -> None:
+    sizes = {"BatchNorm1d": (3,), "LSTM": (4, 4), "MultiheadAttention": (4, 1)}[kind]
+    with pytest.raises(worksheet.ModelError, match=f"This {kind} has no layer to quantize"):
+        worksheet.choose(getattr(nn, kind)(*sizes), target)
 
 
 def test_the_choice_says_what_stays_in_float(one_thread: None) -> None:
-    recurrent = worksheet.choose(nn.LSTM(4, 4), "executorch")
+    recurrent = worksheet.choose(nn.ModuleList([nn.LSTM(4, 4), nn.Linear(4, 2)]), "executorch")
     assert any("stay in float on this road" in reason for reason in recurrent.why)
     attention = worksheet.choose(nets.load_digit_transformer(), "pytorch")
     assert any("leaves those in float" in reason for reason in attention.why)
