@@ -176,9 +176,11 @@ def diagnose(
     verdicts = [f"Shares are of {n} inputs that keep the float model's class; labels play no part."]
     if n < FEW or exact.shape[-1] < 2:
         verdicts.append("Here they say little: go by the SQNR.")
-    for name, kind in layers.unknown.items():
+    for kind in sorted(set(layers.unknown.values())):
+        names = [name or "the model itself" for name, its_kind in layers.unknown.items() if its_kind == kind]
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         hint = "; int8 would have it folded, so fuse first" if "BatchNorm" in kind else ""
-        verdicts.append(f"Passed through in float: {name} ({kind}){hint}.")
+        verdicts.append(f"Passed through in float: {kind} ({shown}){hint}.")
 
     def tried(words: str, one: Scheme) -> float:
         with simulated(model, ranges, one):
@@ -189,9 +191,10 @@ def diagnose(
     if tried("16 bits", Scheme(16, 16, scheme.per_channel)) < SOUND_DB:
         verdicts.append("Already 16 bits are too few: look at the ranges and the pipeline before you blame int8.")
     whole = tried("All of it", scheme)
-    in_weights = tried("Weights only", Scheme(scheme.weight_bits, None, scheme.per_channel))
-    in_activations = tried("Activations only", Scheme(None, scheme.activation_bits))
-    verdicts.append(f"The {'weights' if in_weights < in_activations else 'activations'} do more damage.")
+    if None not in (scheme.weight_bits, scheme.activation_bits):
+        in_weights = tried("Weights only", Scheme(scheme.weight_bits, None, scheme.per_channel))
+        in_activations = tried("Activations only", Scheme(None, scheme.activation_bits))
+        verdicts.append(f"The {'weights' if in_weights < in_activations else 'activations'} do more damage.")
     rows = sensitivity(model, batches, ranges, scheme)
     worst = max(rows, key=lambda row: row.left_out_db)
     gain = worst.left_out_db - whole

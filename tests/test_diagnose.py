@@ -124,7 +124,7 @@ def test_layers_that_are_not_known_pass_through_and_are_reported() -> None:
     net = seeded(lambda: nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)))
     found = diagnose.diagnose(net, [torch.ones(20, 4)], [torch.ones(20, 4)])
     assert found.unknown == {"1": "LSTM"}
-    assert "Passed through in float: 1 (LSTM)." in found.verdicts
+    assert "Passed through in float: LSTM (1)." in found.verdicts
     ranges = diagnose.activation_ranges(net, [torch.ones(2, 4)])
     weight = net[1].weight_ih_l0.clone()  # type: ignore[index, operator, union-attr]
     with diagnose.simulated(net, ranges, Scheme(2, 2)):
@@ -351,7 +351,7 @@ def test_an_unfused_batch_norm_is_refused_by_name() -> None:
     with pytest.raises(simulate.UnfusedError, match=r"1 batch norms are not folded .* \(1\): call fuse_model"):
         diagnose.equalize(net)
     verdicts = diagnose.diagnose(net, [images()], [images()]).verdicts
-    assert "Passed through in float: 1 (BatchNorm2d); int8 would have it folded, so fuse first." in verdicts
+    assert "Passed through in float: BatchNorm2d (1); int8 would have it folded, so fuse first." in verdicts
     with pytest.raises(simulate.UnfusedError, match="0 is fused for training and keeps its batch norm"):
         diagnose.equalize(tq.fuse_modules_qat(copy.deepcopy(net).train(), [["0", "1", "2"]]).eval())
     fused = tq.fuse_modules(net, [["0", "1", "2"]])
