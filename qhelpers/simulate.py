@@ -68,7 +68,7 @@ def find_layers(model: nn.Module) -> Layers:
 
     Raises:
         NoLayersError: if there is none.
-        NotFiniteError: naming the parameters and buffers that hold NaN or infinity.
+        NotFiniteError: naming the parameters and norms' statistics that hold NaN or infinity.
         UnfusedError: naming the containers that still hold a batch norm, as those fused for training do.
 
     >>> find_layers(nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)))
@@ -89,7 +89,9 @@ def find_layers(model: nn.Module) -> Layers:
     if not known:
         what = "is quantized already" if models.int8_modules(model) else "has no convolution and no Linear"
         raise NoLayersError(f"This {type(model).__name__} {what}: there is nothing to look at.")
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    norms = [f"{name}." for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    tensors = dict(model.named_parameters())  # a mask in a buffer may be infinite, a norm's statistics may not
+    tensors |= {name: value for name, value in model.named_buffers() if name.startswith(tuple(norms))}
     broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise NotFiniteError(f"NaN or infinity stands in {', '.join(broken[:3])}: no scale can be found for that.")

@@ -429,6 +429,15 @@ def test_parameters_that_are_not_finite_are_refused(value: float, part: str) -> 
             call(net)
 
 
+def test_a_mask_may_be_infinite_and_a_statistic_may_not() -> None:
+    net = seeded(lambda: nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    net.register_buffer("mask", torch.full((2, 2), float("-inf")))
+    assert [*diagnose.find_layers(net).known] == ["0"]
+    net[1].running_var[0] = float("nan")  # type: ignore[index, union-attr, operator]
+    with pytest.raises(simulate.NotFiniteError, match=r"stands in 1\.running_var"):
+        diagnose.find_layers(net)
+
+
 def test_inputs_that_are_not_finite_are_refused() -> None:
     net, broken = seeded(small_cnn), images()
     broken[0, 0, 0, 0] = float("nan")
