@@ -90,7 +90,9 @@ def find_layers(model: nn.Module) -> Layers:
         what = "is quantized already" if models.int8_modules(model) else "has no convolution and no Linear"
         raise NoLayersError(f"This {type(model).__name__} {what}: there is nothing to look at.")
     norms = [f"{name}." for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-    tensors = dict(model.named_parameters())  # a mask in a buffer may be infinite, a norm's statistics may not
+    tensors: dict[str, Tensor] = dict(
+        model.named_parameters()
+    )  # a mask in a buffer may be infinite, a norm's statistics may not
     tensors |= {name: value for name, value in model.named_buffers() if name.startswith(tuple(norms))}
     broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
     if broken:
