@@ -1,158 +1,38 @@
-"""What would distract in the worksheet: checks of a stranger's model and data, the choice of a workflow, sizes.
-
-A model takes one tensor ``(n, …)`` and gives logits ``(n, classes)``; a loader yields such tensors, or
-``(tensor, labels)``, and can be gone through more than once.
-"""
+"""What would distract in the worksheet: folding norms, the choice of a workflow, sizes, the verdict."""
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Tracer
+from torch.fx import GraphModule, Tracer
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from qhelpers import calibration, metrics, models
+from qhelpers import metrics
+from qhelpers.sheet_checks import ModelError, WorksheetError
 
 TARGETS = {"pytorch": "PyTorch itself", "executorch": "ExecuTorch (.pte)", "onnx": "ONNX Runtime (.onnx)"}
+# what quantize_dynamic takes as it is, beside Linear
+RECURRENT: tuple[type[nn.Module], ...] = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 KINDS: dict[str, tuple[type, ...]] = {  # in this order: a projection of attention is a Linear, too
     "attention": (nn.MultiheadAttention, NonDynamicallyQuantizableLinear),
     "convolution": (_ConvNd,),
     "linear": (nn.Linear,),
-    "recurrent": (nn.RNNBase, nn.RNNCellBase),
+    "recurrent": RECURRENT,
+    "plain RNN": (nn.RNN,),  # quantize_dynamic has no int8 form of it, but of its cell
     "embedding": (nn.Embedding, nn.EmbeddingBag),
     "normalization": (_NormBase, nn.LayerNorm, nn.GroupNorm),
 }
 
 
-class WorksheetError(ValueError):
-    """The worksheet cannot work with what it was given."""
-
-
-class ModelError(WorksheetError):
-    """The model is none, holds numbers that are not finite, or has nothing to quantize."""
-
-
-class AlreadyQuantizedError(ModelError):
-    """The model has int8 weights; the worksheet starts from the float model."""
-
-
-class CannotRunError(ModelError):
-    """The model fails on the given data, or gives no logits for it."""
-
-
-class DataError(WorksheetError):
-    """A loader is empty, can be used only once, or yields no inputs or impossible labels."""
-
-
 class TargetError(WorksheetError):
     """There is no such target, or the model has no way to it."""
-
-
-# --- what the reader brings ----------------------------------------------------------------------------
-
-
-def checked_model(model: Any) -> tuple[nn.Module, list[str]]:
-    """A copy in evaluation mode, and notes for the report; the model itself is left as it is.
-
-    Raises:
-        AlreadyQuantizedError: naming the first int8 layers.
-        ModelError: if it is no module, or holds NaN or infinity, naming where.
-
-    >>> checked_model(nn.Linear(2, 2))[1]
-    ['The model came in training mode: the worksheet works on a copy in evaluation mode.']
-    """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model must be an nn.Module; it is {_a(type(model).__name__)}.")
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    int8 = models.int8_modules(model) + [name for name, value in tensors.items() if not _is_plain(value)]
-    if int8:
-        shown = ", ".join(int8[:3]) + (", …" if len(int8) > 3 else "")
-        raise AlreadyQuantizedError(
-            f"This {type(model).__name__} is quantized already ({shown}): give the float model from which it was made."
-        )
-    broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
-    if broken:
-        raise ModelError(f"The model holds NaN or infinity in {', '.join(broken[:3])}: no scale can be found for them.")
-    notes = ["The model came in training mode: the worksheet works on a copy in evaluation mode."]
-    return copy.deepcopy(model).eval(), notes if any(module.training for module in model.modules()) else []
-
-
-def _is_plain(value: Tensor) -> bool:
-    ours = type(value.data) is Tensor  # torchao's int8 tensors are of a type of their own
-    return ours and not value.is_quantized and value.dtype not in (torch.int8, torch.uint8)
-
-
-def _a(word: str) -> str:
-    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-
-
-def checked_loader(loader: Any, name: str, least: int = 1) -> tuple[int, bool]:
-    """How many inputs a loader yields, and whether each batch has labels.
-
-    Args:
-        name: of the variable, for the messages.
-        least: how many inputs it must have.
-
-    Raises:
-        DataError: if it is empty or has too few inputs, can be gone through only once, yields something else than
-            tensors, or labels that are not one integer for each input.
-
-    >>> checked_loader([torch.zeros(4, 3)], "test_loader")
-    (4, False)
-    """
-    if not isinstance(loader, Iterable) or iter(loader) is loader:
-        raise DataError(f"{name} must be a loader or a list of batches, to be gone through more than once.")
-    n, labelled = 0, True
-    for batch in loader:
-        try:
-            inputs = calibration.batch_images(batch)
-        except calibration.BatchTypeError as error:
-            raise DataError(f"{name}: {error}") from error
-        labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-        n, labelled = n + len(inputs), labelled and labels is not None
-        if labels is not None and (labels.shape != (len(inputs),) or labels.is_floating_point()):
-            raise DataError(
-                f"{name}: labels must be one integer for each input; {len(inputs)} inputs came with labels of shape "
-                f"{tuple(labels.shape)}, {str(labels.dtype).removeprefix('torch.')}."
-            )
-    if n < least:
-        seen = "no input" if n == 0 else f"{n} input{'s' * (n > 1)}"
-        raise DataError(f"{name} yielded {seen}; it needs at least {least}: a hundred are a good number.")
-    return n, labelled
-
-
-def check_run(model: nn.Module, inputs: Tensor, name: str) -> None:
-    """Run the model once on the first two of the inputs.
-
-    Raises:
-        CannotRunError: with shape, type and PyTorch's own first line; or if the outputs are no finite logits.
-
-    >>> check_run(nn.Linear(3, 2), torch.zeros(1, 4), "example")
-    Traceback (most recent call last):
-        ...
-    qhelpers.worksheet.CannotRunError: Linear cannot run on example, float32 of shape (1, 4): RuntimeError: mat1 and \
-mat2 shapes cannot be multiplied (1x4 and 3x2)
-    """
-    inputs = inputs[:2]
-    given = f"{name}, {str(inputs.dtype).removeprefix('torch.')} of shape {tuple(inputs.shape)}"
-    try:
-        with torch.inference_mode():
-            found = model(inputs)
-    except Exception as error:  # whatever a stranger's model raises
-        words = f"{type(error).__name__}: {models.first_line(error)}"
-        raise CannotRunError(f"{type(model).__name__} cannot run on {given}: {words}") from error
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(inputs):
-        gives = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else _a(type(found).__name__)
-        raise CannotRunError(f"{type(model).__name__} gives {gives} for {given}; it should give (n, classes).")
-    if not bool(torch.isfinite(found).all()):
-        raise CannotRunError(f"{type(model).__name__} gives NaN or infinity for {given}.")
 
 
 def fold_norms(model: nn.Module) -> tuple[nn.Module, int]:
@@ -238,6 +118,8 @@ def choose(model: nn.Module, target: str, example: Tensor | None = None) -> Choi
         why = [f"The target is {TARGETS[target]}: its file is made from a captured graph, and PT2E quantizes graphs."]
         if "recurrent" in kinds:
             why.append(f"{has['recurrent']}: they stay in float on this road; the target pytorch has int8 for them.")
+        if "plain RNN" in kinds:
+            why.append(f"{has['plain RNN']}: they stay in float, here and in PyTorch.")
         others["dynamic"] = "torch.export cannot capture its int8 modules."
         others["static"] = "torch.export cannot capture its int8 modules, either."
         return Choice("PT2E", "XNNPACK's quantizer", why, others)
@@ -249,12 +131,19 @@ def choose(model: nn.Module, target: str, example: Tensor | None = None) -> Choi
             why.append(f"{has['convolution']}: those stay in float.")
         if "attention" in kinds:
             why.append(f"{has['attention']}: quantize_dynamic leaves those in float; PT2E would not.")
+        if "plain RNN" in kinds:
+            why.append(f"{has['plain RNN']}: quantize_dynamic has no int8 for those; it has for LSTM, GRU and cells.")
         others["static"] = "it fixes the ranges of activations, for no gain where weights are what takes time."
         return Choice("dynamic", "quantize_dynamic", why, others)
     why = [f"{has['convolution']}, which dynamic quantization passes over."]
     others["dynamic"] = "it has no int8 convolution."
-    if "recurrent" in kinds:
-        why.append(f"{has['recurrent']}: those stay in float beside static convolutions.")
+    for kind in ("recurrent", "plain RNN"):
+        if kind in kinds:
+            why.append(f"{has[kind]}: those stay in float beside static convolutions.")
+    if "attention" in kinds:
+        why.append(
+            f"{has['attention']}: FX passes over attention and encoder layers whole, with the Linear layers inside."
+        )
     why.append("FX graph mode needs no stubs and gives int8 kernels at once; it is deprecated, as eager mode is.")
     return Choice("static", "FX", why, others)
 
@@ -294,6 +183,26 @@ def layer_sizes(model: nn.Module, folded: nn.Module, int8: Collection[str], per_
     return rows
 
 
+def observed_weights(prepared: GraphModule) -> set[str]:
+    """Names of the parameters that a graph from ``prepare_pt2e`` reads through an observer: they become int8.
+
+    >>> observed_weights(torch.fx.symbolic_trace(nn.Linear(2, 2)))
+    set()
+    """
+    reads = [node for node in prepared.graph.nodes if node.op == "get_attr"]
+    return {str(node.target) for node in reads if any("post_process" in str(user.target) for user in node.users)}
+
+
+def embedding_tables(model: nn.Module) -> set[str]:
+    """Names of the weights of embeddings, which stay in float on all of the worksheet's roads.
+
+    >>> embedding_tables(nn.Sequential(nn.Embedding(3, 2)))
+    {'0.weight'}
+    """
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    return {f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
 @dataclass(frozen=True)
 class Quality:
     """A model beside its float original: same class and top-1 as shares, SQNR of the logits in dB."""
@@ -312,3 +221,51 @@ def judge(found: Tensor, exact: Tensor, labels: Tensor | None) -> Quality:
     same = metrics.Share(int((found.argmax(1) == exact.argmax(1)).sum()), len(found))
     top1 = None if labels is None else metrics.Share(int((found.argmax(1) == labels).sum()), len(found))
     return Quality(same, top1, metrics.sqnr_db(exact, found))
+
+
+# --- the verdict ----------------------------------------------------------------------------------------
+
+SLACK = 1e-9  # points: 64.4 - 63.9 is a little more than 0.5 in floating point
+
+
+def keeps(lost: float, budget: float) -> bool:
+    """Whether so many points lost are within the budget, both in points.
+
+    >>> keeps(64.4 - 63.9, 0.5), 64.4 - 63.9 <= 0.5
+    (True, False)
+    """
+    return lost <= budget + SLACK
+
+
+def most_changed(same: metrics.Share) -> float:
+    """Percent of the answers that change at most: with 95 % confidence, from the interval of those that do not.
+
+    >>> f"{most_changed(metrics.Share(1000, 1000)):.2f}"
+    '0.38'
+    """
+    return 100 - same.interval[0]
+
+
+def headline(same: metrics.Share, within: bool, plan: str, kept: Sequence[str], simulated: bool = True) -> str:
+    """What the figures say, and what to do next.
+
+    Args:
+        same: answers of the int8 file on the validation data that are those of the float model.
+        within: whether the file keeps the budget.
+        plan: that was converted.
+        kept: plans that keep the budget in the simulation, the suggested one first.
+        simulated: whether there was a simulation at all.
+
+    >>> headline(metrics.Share(9, 10), False, "per channel", [])
+    'int8 is over the budget after all repairs: go on to QAT.'
+    """
+    if within:
+        at_most = f"with 95 % confidence at most {most_changed(same):.1f} % of the answers change"
+        return f"int8 keeps the budget on these {same.n:,} validation inputs, without training; {at_most}."
+    if not simulated:
+        return "The file is over the budget, and no layer can be simulated to find a repair: go on to QAT."
+    if not kept:
+        return "int8 is over the budget after all repairs: go on to QAT."
+    later = [*kept][kept.index(plan) + 1 :] if plan in kept else [*kept]
+    following = f"try the next plan (plan = plans[{later[0]!r}]), then QAT" if later else "go on to QAT"
+    return f"The file of the plan {plan!r} is over the budget although its simulation was not: {following}."

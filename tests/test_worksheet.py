@@ -12,8 +12,9 @@ import torch
 from bs4 import BeautifulSoup
 from torch import Tensor, nn
 from torch.ao import quantization as tq
+from torch.utils.data import DataLoader, TensorDataset
 
-from qhelpers import models, nets, onepager, reports, worksheet
+from qhelpers import metrics, models, nets, onepager, reports, sheet_checks, worksheet
 
 NOTEBOOK = Path(__file__).parents[1] / "book" / "your-own-model.ipynb"
 TRAIN = """
@@ -105,7 +106,7 @@ def test_another_model_needs_two_cells(
     your_model: str, your_data: str, workflow: str, suffix: str, int8_percent: float, worksheet_process: None
 ) -> None:
     before = torch.backends.mha.get_fastpath_enabled()
-    run_worksheet(your_model, your_data)
+    names = run_worksheet(your_model, your_data)
     folder = reports.results_folder()
     report = json.loads((folder / "worksheet-report.json").read_text())
     found = report["numbers"]
@@ -122,13 +123,54 @@ def test_another_model_needs_two_cells(
     assert titles[:5] == ["Summary", "Workflow", "Quality", "Speed", "Diagnosis"]
     assert not page.find_all(["script", "img", "link"]), "the page needs no other file"
     assert torch.backends.mha.get_fastpath_enabled() == before
+    headline = report["headline"]
+    assert headline.startswith(f"int8 keeps the budget on these {found['int8']['validation']['n']} validation inputs")
+    assert f"at most {found['changed_at_most_percent']:.1f} % of the answers change" in headline
+    assert (found["float_file_mb"] is None) == (suffix == ".pt")
+    assert not any("inf" in one.get_text() for one in names["axes"].texts), "folded norms are not drawn"
+    check_what_is_left_out(names)
+    check_the_recipe(names, page.get_text(), suffix)
+
+
+def check_what_is_left_out(names: dict[str, Any]) -> None:
+    """Each converter leaves in float what the plan says, and only that."""
+    layer = names["layers"][0].name
+    whole = names["plans"]["per channel"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        without, everything = (
+            names["ROADS"][names["choice"].tool](whole._replace(left_out=left)) for left in ((layer,), ())
+        )
+    names["plan"] = whole
+    assert names["int8_parameters"](everything) - names["int8_parameters"](without) == {f"{layer}.weight"}
+
+
+def check_the_recipe(names: dict[str, Any], page: str, suffix: str) -> None:
+    """The file runs as the page says, in a process in which PyTorch's fast path is on."""
+    if suffix != ".pt":
+        assert f"worksheet-model-float{suffix} is the float model" in page
+        return
+    needed = "Before running: torch.backends.mha.set_fastpath_enabled(False)." in page
+    assert needed == any(isinstance(one, nn.TransformerEncoderLayer) for one in names["model"].modules())
+    torch.backends.mha.set_fastpath_enabled(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded, example = names["load_state"](names["path"]), names["example"]
+    if needed:
+        with torch.inference_mode(), pytest.raises(AttributeError):
+            loaded(example)
+        torch.backends.mha.set_fastpath_enabled(False)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(example), names["loaded"](example))
+    torch.backends.mha.set_fastpath_enabled(True)
 
 
 def test_without_labels_it_goes_by_agreement_and_says_so(worksheet_process: None) -> None:
     unlabelled = SMALL_DIGITS.replace('batches("validation", 250)', 'batches("validation", 250, labelled=False)')
     unlabelled = unlabelled.replace('batches("test", 500)', 'batches("test", 500, labelled=False)')
     unlabelled = unlabelled.replace("test_loader[0][0][:1]", "test_loader[0][:1]")
-    names = run_worksheet(MLP.replace("onnx", "pytorch") + TRAIN, unlabelled)
+    impossible = "accuracy_budget = -1.0\n"  # int8 would have to gain
+    names = run_worksheet(MLP.replace("onnx", "pytorch") + TRAIN + impossible, unlabelled)
     found = names["report"]["numbers"]
     assert found["labelled"] == {"validation": False, "test": False}
     assert "top1_percent" not in found["int8"]["test"]
@@ -136,12 +178,55 @@ def test_without_labels_it_goes_by_agreement_and_says_so(worksheet_process: None
     assert "The test data have no labels: agreement only." in notes
     assert "The model came in training mode: the worksheet works on a copy in evaluation mode." in notes
     assert "no labels" in names["summary"]["quality"]
+    assert not found["within_budget"]
+    assert names["report"]["headline"] == "int8 is over the budget after all repairs: go on to QAT."
+    assert "One validation input is 0.4 points: the budget allows no loss." in notes
     assert names["model"].training, "the reader's model is left as it was"
+
+
+def test_a_loader_that_shuffles_stops_the_notebook_early(worksheet_process: None) -> None:
+    shuffled = "validation_loader = torch.utils.data.DataLoader(data.digits('validation'), 50, shuffle=True)\n"
+    with pytest.raises(sheet_checks.DataError, match="validation_loader yields other inputs or another order"):
+        run_worksheet(MLP, "SHAPE = lambda raw: raw\n" + SMALL_DIGITS + shuffled)
+
+
+def test_a_layer_that_is_the_whole_model_is_refused_in_words(worksheet_process: None) -> None:
+    flat = "SHAPE = lambda raw: raw.flatten(1) / 255\n"
+    with pytest.raises(sheet_checks.ModelError, match=r"quantize_dynamic made no weight int8; .* wrap it in nn\.Seq"):
+        run_worksheet('model, target, accuracy_budget = nn.Linear(784, 10), "pytorch", 1.0', flat + SMALL_DIGITS)
+
+
+TIED = """
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.body, self.unused = nn.Embedding(40, 16), nn.Linear(16, 16), nn.Linear(16, 64)
+        self.head = nn.Linear(16, 40, bias=False)
+        self.head.weight = self.table.weight
+        self.register_buffer("places", torch.arange(8))
+    def forward(self, x):
+        return self.head(torch.relu(self.body(x + self.table(self.places).mean(0))))
+torch.manual_seed(0)
+model, accuracy_budget = Tied(), 100.0
+"""
+SIXTEEN = """
+calibration_loader = validation_loader = test_loader = [torch.randn(20, 16)]
+example, images_for_diagnosis = torch.randn(1, 16), 20
+"""
+
+
+@pytest.mark.parametrize("target", ["pytorch", "onnx"])
+def test_shared_and_unused_weights_are_counted_for_what_they_are(target: str, worksheet_process: None) -> None:
+    names = run_worksheet(f"{TIED}target = {target!r}\n", SIXTEEN)
+    used = {"body.weight", "head.weight"}
+    assert names["int8_names"] == (used if target == "onnx" else used | {"unused.weight"})  # the graph does not read it
 
 
 def test_a_batch_that_the_model_cannot_take_stops_the_notebook_early(worksheet_process: None) -> None:
     wrong = FEW_DIGITS + "test_loader = [torch.zeros(2, 1, 96, 96)]\n"
-    with pytest.raises(worksheet.CannotRunError, match=r"test_loader, float32 of shape \(2, 1, 96, 96\): RuntimeError"):
+    with pytest.raises(
+        sheet_checks.CannotRunError, match=r"test_loader, float32 of shape \(2, 1, 96, 96\): RuntimeError"
+    ):
         run_worksheet(RESNET, wrong)
 
 
@@ -156,15 +241,52 @@ def net() -> nn.Sequential:
 
 def test_an_int8_model_is_refused_by_name() -> None:
     int8 = tq.quantize_dynamic(net(), {nn.Linear})
-    with pytest.raises(worksheet.AlreadyQuantizedError, match=r"is quantized already \(0, 2\): give the float model"):
-        worksheet.checked_model(int8)
+    with pytest.raises(
+        sheet_checks.AlreadyQuantizedError, match=r"is quantized already \(0, 2\): give the float model"
+    ):
+        sheet_checks.checked_model(int8)
 
 
 def test_a_converted_graph_is_refused_too() -> None:
     graph = net()
     graph.register_buffer("_frozen_param0", torch.zeros(2, dtype=torch.int8))
-    with pytest.raises(worksheet.AlreadyQuantizedError, match="_frozen_param0"):
-        worksheet.checked_model(graph)
+    with pytest.raises(sheet_checks.AlreadyQuantizedError, match="_frozen_param0"):
+        sheet_checks.checked_model(graph)
+
+
+def test_masks_and_bytes_in_buffers_are_no_reason_to_refuse() -> None:
+    model = net()
+    model.register_buffer("mask", torch.full((2, 2), float("-inf")))
+    model.register_buffer("palette", torch.zeros(2, dtype=torch.uint8))
+    assert sheet_checks.checked_model(model)[1] == []
+
+
+def test_the_statistics_of_a_norm_must_be_finite() -> None:
+    model = nn.Sequential(net(), nn.BatchNorm1d(2))
+    model[1].running_var[0] = float("inf")  # type: ignore[index]
+    with pytest.raises(sheet_checks.ModelError, match=r"NaN or infinity in 1\.running_var"):
+        sheet_checks.checked_model(model)
+
+
+def test_bytes_as_weights_are_quantized() -> None:
+    model = net()
+    model.packed = nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(sheet_checks.AlreadyQuantizedError, match="packed"):
+        sheet_checks.checked_model(model)
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ({"dtype": torch.float64}, "0.weight is float64 on cpu; load the weights, then give model.float"),
+        ({"dtype": torch.float16}, "float16 on cpu"),
+        ({"dtype": torch.bfloat16}, "bfloat16 on cpu"),
+        ({"device": "meta"}, "float32 on meta"),
+    ],
+)
+def test_another_type_or_device_is_refused(where: dict[str, Any], words: str) -> None:
+    with pytest.raises(sheet_checks.ModelError, match=words):
+        sheet_checks.checked_model(net().to(**where))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -172,18 +294,18 @@ def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
     broken = net()
     with torch.no_grad():
         broken[2].bias[0] = value  # type: ignore[index]
-    with pytest.raises(worksheet.ModelError, match=r"NaN or infinity in 2\.bias"):
-        worksheet.checked_model(broken)
+    with pytest.raises(sheet_checks.ModelError, match=r"NaN or infinity in 2\.bias"):
+        sheet_checks.checked_model(broken)
 
 
 def test_something_else_than_a_model_is_refused() -> None:
-    with pytest.raises(worksheet.ModelError, match=r"must be an nn\.Module; it is a str"):
-        worksheet.checked_model("resnet18")
+    with pytest.raises(sheet_checks.ModelError, match=r"must be an nn\.Module; it is a str"):
+        sheet_checks.checked_model("resnet18")
 
 
 def test_a_model_in_training_mode_is_copied() -> None:
     model = net().train()
-    checked, notes = worksheet.checked_model(model)
+    checked, notes = sheet_checks.checked_model(model)
     assert not checked.training
     assert model.training
     assert len(notes) == 1
@@ -198,22 +320,43 @@ def test_a_model_in_training_mode_is_copied() -> None:
         (iter([torch.zeros(2, 4)]), 1, "test_loader must be a loader or a list of batches"),
         ([{"pixels": torch.zeros(2, 4)}], 1, "test_loader: A batch must be a tensor"),
         ([(torch.zeros(2, 4), torch.zeros(2, 3))], 1, r"2 inputs came with labels of shape \(2, 3\), float32"),
+        ([(torch.zeros(2, 4), ["a", "b"])], 1, "labels must be integers; torch cannot read this list"),
+        ([(torch.zeros(2, 4), [0.5, 1.5])], 1, r"labels of shape \(2,\), float32"),
+        ([(torch.zeros(2, 4), 1)], 1, r"labels of shape \(\), int64. Is it a dataset\? It goes into a DataLoader"),
+        (TensorDataset(torch.zeros(2, 4)), 1, r"a TensorDataset \(a dataset goes into a DataLoader"),
+        ([torch.tensor(1.0)], 1, "test_loader: a batch is a single number"),
     ],
 )
 def test_loaders_are_refused_by_name(loader: Any, least: int, words: str) -> None:
-    with pytest.raises(worksheet.DataError, match=words):
-        worksheet.checked_loader(loader, "test_loader", least)
+    with pytest.raises(sheet_checks.DataError, match=words):
+        sheet_checks.checked_loader(loader, "test_loader", least)
+
+
+def test_a_loader_must_repeat_its_inputs_and_labels() -> None:
+    inputs, labels = torch.arange(64.0)[:, None], torch.arange(64)
+    for parts in ((inputs, torch.zeros(64, dtype=torch.int64)), (torch.zeros(64, 1), labels)):
+        shuffled = DataLoader(TensorDataset(*parts), 8, shuffle=True, generator=torch.Generator())
+        assert sheet_checks.checked_loader(shuffled, "calibration_loader") == (64, True)
+        with pytest.raises(sheet_checks.DataError, match="the second time: shuffle=False, no random augmentation"):
+            sheet_checks.checked_loader(shuffled, "test_loader", repeats=True)
+        assert sheet_checks.checked_loader(
+            [*zip(*(part.split(8) for part in parts), strict=True)], "it", repeats=True
+        ) == (64, True)
+
+
+def test_labels_may_be_a_list() -> None:
+    assert sheet_checks.checked_loader([(torch.zeros(2, 4), [0, 1])], "test_loader", repeats=True) == (2, True)
 
 
 def test_labels_must_be_there_for_every_batch() -> None:
     batch = (torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
-    assert worksheet.checked_loader([batch], "test_loader") == (2, True)
-    assert worksheet.checked_loader([batch, torch.zeros(1, 4)], "test_loader") == (3, False)
-    assert worksheet.checked_loader([(torch.zeros(1, 4), None)], "test_loader") == (1, False)
+    assert sheet_checks.checked_loader([batch], "test_loader") == (2, True)
+    assert sheet_checks.checked_loader([batch, torch.zeros(1, 4)], "test_loader") == (3, False)
+    assert sheet_checks.checked_loader([(torch.zeros(1, 4), None)], "test_loader") == (1, False)
 
 
 def test_one_input_is_enough_to_measure() -> None:
-    assert worksheet.checked_loader([torch.zeros(1, 2)], "test_loader") == (1, False)
+    assert sheet_checks.checked_loader([torch.zeros(1, 2)], "test_loader") == (1, False)
     quality = worksheet.judge(torch.eye(2)[:1], torch.eye(2)[:1], None)
     low, high = quality.same.interval
     assert quality.same.n == 1
@@ -229,7 +372,7 @@ class Odd(nn.Module):
         self.kind = kind
 
     def forward(self, x: Tensor) -> Any:
-        return {"dict": {"logits": x}, "sequence": x[:, None], "nan": x * float("nan")}[self.kind]
+        return {"dict": {"logits": x}, "column": x[:, :1], "sequence": x[:, None], "nan": x * float("nan")}[self.kind]
 
 
 @pytest.mark.parametrize(
@@ -238,11 +381,20 @@ class Odd(nn.Module):
         ("dict", "gives a dict for example, float32 of shape"),
         ("sequence", r"gives shape \(1, 1, 4\)"),
         ("nan", "gives NaN or"),
+        ("column", r"one column: argmax says nothing; for one logit x return torch.cat\(\[-x, x\], 1\)"),
     ],
 )
 def test_outputs_must_be_logits(kind: str, words: str) -> None:
-    with pytest.raises(worksheet.CannotRunError, match=words):
-        worksheet.check_run(Odd(kind), torch.zeros(1, 4), "example")
+    with pytest.raises(sheet_checks.CannotRunError, match=words):
+        sheet_checks.check_run(Odd(kind), torch.zeros(1, 4), "example")
+
+
+@pytest.mark.parametrize(
+    ("example", "words"), [([0.0] * 4, "it is a list: take"), (torch.tensor(0.0), "it is a single number: take")]
+)
+def test_an_example_must_be_a_batch(example: Any, words: str) -> None:
+    with pytest.raises(sheet_checks.DataError, match=words):
+        sheet_checks.check_run(net(), example, "example")
 
 
 # --- workflow, folding, sizes, report --------------------------------------------------------------------
@@ -271,7 +423,7 @@ def test_the_larger_part_decides_between_convolutions_and_recurrent_layers(one_t
 )
 def test_a_model_without_a_layer_to_quantize_is_refused(kind: str, target: str, one_thread: None) -> None:
     sizes = {"BatchNorm1d": (3,), "LSTM": (4, 4), "MultiheadAttention": (4, 1)}[kind]
-    with pytest.raises(worksheet.ModelError, match=f"This {kind} has no layer to quantize"):
+    with pytest.raises(sheet_checks.ModelError, match=f"This {kind} has no layer to quantize"):
         worksheet.choose(getattr(nn, kind)(*sizes), target)
 
 
@@ -281,6 +433,48 @@ def test_the_choice_says_what_stays_in_float(one_thread: None) -> None:
     attention = worksheet.choose(nets.load_digit_transformer(), "pytorch")
     assert any("leaves those in float" in reason for reason in attention.why)
     assert {"dynamic", "static", "QAT"} == set(recurrent.others)
+    encoder = nn.TransformerEncoderLayer(8, 1, 8)
+    static = worksheet.choose(nn.ModuleList([nn.Conv1d(64, 64, 3), encoder]), "pytorch")
+    assert any("FX passes over attention and encoder layers whole" in reason for reason in static.why)
+    for target in worksheet.TARGETS:
+        plain = worksheet.choose(nn.ModuleList([nn.RNN(4, 4), nn.Linear(4, 2)]), target)
+        assert any("in plain RNN layers" in reason for reason in plain.why)
+
+
+@pytest.mark.parametrize("kind", worksheet.RECURRENT)
+def test_what_counts_as_recurrent_becomes_int8(kind: type[nn.Module], one_thread: None) -> None:
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(kind(4, 4)).eval()
+    assert models.int8_modules(tq.quantize_dynamic(model, {kind: tq.default_dynamic_qconfig})) == ["0"]
+    assert worksheet.weights_by_kind(model).keys() == {"recurrent"}
+
+
+def test_a_plain_rnn_alone_has_nothing_to_quantize(one_thread: None) -> None:
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Sequential(nn.RNN(4, 4)).eval()
+    assert models.int8_modules(tq.quantize_dynamic(model, {nn.RNN: tq.default_dynamic_qconfig})) == []
+    with pytest.raises(sheet_checks.ModelError, match="has no layer to quantize"):
+        worksheet.choose(model, "pytorch")
+
+
+def test_the_headline_says_what_was_tried_and_what_comes_next() -> None:
+    same, kept = metrics.Share(250, 250), ["per channel", "per channel, bias corrected"]
+    assert "on these 250 validation inputs" in worksheet.headline(same, True, "per channel", kept)
+    assert "at most 1.5 % of the answers change" in worksheet.headline(same, True, "per channel", kept)
+    over = worksheet.headline(same, False, "per channel", kept)
+    assert "although its simulation was not: try the next plan (plan = plans['per channel, bias corrected'])" in over
+    assert over.endswith("then QAT.")
+    last = worksheet.headline(same, False, kept[1], kept)
+    assert last.endswith("although its simulation was not: go on to QAT.")
+    assert "after all repairs" in worksheet.headline(same, False, "per channel", [])
+    assert "no layer can be simulated" in worksheet.headline(same, False, "per channel", kept, simulated=False)
+
+
+def test_a_loss_of_just_the_budget_keeps_it() -> None:
+    lost = metrics.Share(644, 1000).percent - metrics.Share(639, 1000).percent
+    assert lost > 0.5
+    assert worksheet.keeps(lost, 0.5)
+    assert not worksheet.keeps(0.6, 0.5)
 
 
 def test_norms_are_folded_into_what_they_alone_read(one_thread: None) -> None:
