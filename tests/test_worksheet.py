@@ -59,6 +59,7 @@ class Rows(nn.Module):
     def __init__(self):
         super().__init__()
         self.lstm, self.head = nn.LSTM(28, 96, batch_first=True), nn.Linear(96, 10)
+        self.register_buffer("steps", torch.tensor(100_001))  # more than 16 bits of float can hold
     def forward(self, rows):
         return self.head(self.lstm(rows)[0][:, -1])
 torch.manual_seed(0)
@@ -156,6 +157,7 @@ def check_the_recipe(names: dict[str, Any], page: str, suffix: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded, example = names["load_state"](names["path"]), names["example"]
+    assert getattr(loaded, "steps", 100_001) == 100_001
     if needed:
         with torch.inference_mode(), pytest.raises(AttributeError):
             loaded(example)
