@@ -134,13 +134,14 @@ def layer_sqnr(
     True
     """
     layers = find_layers(model).known
+    rounding = {name: rounding_error(layer, scheme) for name, layer in layers.items()}
     exact: dict[str, list[Tensor]] = {name: [] for name in layers}
     own: dict[str, list[Tensor]] = {name: [] for name in layers}
     every: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def in_float(name: str, inputs: Tensor, output: Tensor) -> None:
         exact[name].append(output)
-        own[name].append(output + apply_weight(layers[name], inputs, rounding_error(layers[name], scheme)))
+        own[name].append(output + apply_weight(layers[name], inputs, rounding[name]))
 
     batches = input_batches(loader)
     with watching(layers, in_float):
@@ -154,7 +155,7 @@ def layer_sqnr(
 def diagnose(
     model: nn.Module, loader: Iterable[Any], calibration_loader: Iterable[Any], scheme: Scheme | None = None
 ) -> Diagnosis:
-    """Ask in the order of Nagel et al. 2021, section 3.6, and name the layer that does the damage, if there is one.
+    """Ask in the order of Nagel et al. 2021, and name the layer that does the damage, if there is one.
 
     Args:
         model: float, fused, in evaluation mode; it is left as it was.

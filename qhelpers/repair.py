@@ -230,10 +230,11 @@ def correct_bias(model: nn.Module, loader: Iterable[Any], scheme: Scheme) -> tup
     """
     model = copy.deepcopy(model)
     layers: dict[str, Any] = find_layers(model).known
+    rounding = {name: rounding_error(layer, scheme) for name, layer in layers.items()}
     sums: dict[str, list[Any]] = {}  # of each channel's errors, and how many
 
     def look(name: str, inputs: Tensor, output: Tensor) -> None:
-        error = apply_weight(layers[name], inputs, rounding_error(layers[name], scheme))
+        error = apply_weight(layers[name], inputs, rounding[name])
         by_channel = error.movedim(1 if isinstance(layers[name], _ConvNd) else -1, -1).flatten(0, -2)
         found = sums.setdefault(name, [0.0, 0])
         found[0] = found[0] + by_channel.double().sum(0)

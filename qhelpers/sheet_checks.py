@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from qhelpers import calibration, models
+from qhelpers import calibration, models, simulate
 
 
 class WorksheetError(ValueError):
@@ -61,10 +60,7 @@ def checked_model(model: Any) -> tuple[nn.Module, list[str]]:
         if value.dtype != torch.float32 or value.device.type != "cpu":
             given = f"{_type(value)} on {value.device.type}"
             raise ModelError(f"{name} is {given}; load the weights, then give model.float().cpu().")
-    norms = tuple(f"{name}." if name else "" for name, one in model.named_modules() if isinstance(one, _NormBase))
-    numbers = parameters | {name: value for name, value in buffers.items() if name.startswith(norms)}
-    broken = [name for name, value in numbers.items() if not bool(torch.isfinite(value).all())]
-    if broken:
+    if broken := simulate.not_finite(model):
         raise ModelError(f"The model holds NaN or infinity in {', '.join(broken[:3])}: no scale can be found for them.")
     notes = ["The model came in training mode: the worksheet works on a copy in evaluation mode."]
     return copy.deepcopy(model).eval(), notes if any(module.training for module in model.modules()) else []

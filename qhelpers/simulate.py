@@ -7,7 +7,7 @@ activations affinely, both over their whole range.
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from qhelpers import calibration, models
@@ -89,15 +89,21 @@ def find_layers(model: nn.Module) -> Layers:
     if not known:
         what = "is quantized already" if models.int8_modules(model) else "has no convolution and no Linear"
         raise NoLayersError(f"This {type(model).__name__} {what}: there is nothing to look at.")
-    norms = [f"{name}." for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
-    tensors: dict[str, Tensor] = dict(
-        model.named_parameters()
-    )  # a mask in a buffer may be infinite, a norm's statistics may not
-    tensors |= {name: value for name, value in model.named_buffers() if name.startswith(tuple(norms))}
-    broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
-    if broken:
+    if broken := not_finite(model):
         raise NotFiniteError(f"NaN or infinity stands in {', '.join(broken[:3])}: no scale can be found for that.")
     return Layers(known, unknown)
+
+
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of the parameters and norms' statistics that hold NaN or infinity; a mask in a buffer may.
+
+    >>> not_finite(nn.BatchNorm1d(2))
+    []
+    """
+    norms = tuple(f"{name}." if name else "" for name, one in model.named_modules() if isinstance(one, _NormBase))
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    tensors |= {name: value for name, value in model.named_buffers() if name.startswith(norms)}
+    return [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
 
 
 def channel_ranges(layer: nn.Module) -> Tensor:
@@ -165,7 +171,7 @@ def activation_ranges(model: nn.Module, loader: Iterable[Any]) -> Ranges:
         before = found.get(name, (low, high))
         found[name] = min(before[0], low), max(before[1], high)
 
-    with _at_activations(model, see):
+    with _at_activations(model, find_layers(model).known, see):
         outputs(model, input_batches(loader))
     return found
 
@@ -209,7 +215,7 @@ def simulated(
     try:
         for layer, weight in kept:
             layer.weight.data = quantize_weight(weight, scheme.weight_bits, scheme.per_channel)  # type: ignore[arg-type]
-        with _at_activations(model, act):
+        with _at_activations(model, layers, act):
             yield model
     finally:
         for layer, weight in kept:
@@ -217,7 +223,9 @@ def simulated(
 
 
 @contextmanager
-def _at_activations(model: nn.Module, act: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+def _at_activations(
+    model: nn.Module, layers: Collection[str], act: Callable[[str, Tensor], Tensor | None]
+) -> Iterator[None]:
     def hook(name: str) -> Callable[..., Any]:
         return lambda module, inputs, output: act(name, output)
 
@@ -225,15 +233,12 @@ def _at_activations(model: nn.Module, act: Callable[[str, Tensor], Tensor | None
         changed = act(INPUT, inputs[0]) if inputs[0].is_floating_point() else None
         return None if changed is None else (changed, *inputs[1:])
 
-    names = [*find_layers(model).known]
-    names += [name for name, _ in model.named_modules() if name.endswith("activation_post_process")]
-    handles = [model.register_forward_pre_hook(on_input)]
-    handles += [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-    try:
+    sums = [name for name, _ in model.named_modules() if name.endswith("activation_post_process")]
+    with ExitStack() as hooks:
+        hooks.enter_context(model.register_forward_pre_hook(on_input))
+        for name in [*layers, *sums]:
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(hook(name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def input_batches(loader: Iterable[Any]) -> list[Tensor]:
@@ -307,9 +312,7 @@ def watching(layers: dict[str, nn.Module], look: Callable[[str, Tensor, Tensor],
     def hook(name: str) -> Callable[..., None]:
         return lambda module, inputs, named, output: look(name, [*inputs, *named.values()][0], output)
 
-    handles = [layer.register_forward_hook(hook(name), with_kwargs=True) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(hook(name), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
