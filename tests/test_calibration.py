@@ -71,5 +71,8 @@ def test_memory_does_not_grow_with_the_number_of_batches() -> None:
             given.append(weakref.ref(batch))
             yield batch
 
-    calibration.calibrate(prepared(), batches(50), progress=False)
+    model = prepared()
+    model.register_forward_hook(lambda module, inputs, output: given.append(weakref.ref(output)))
+    calibration.calibrate(model, batches(50), progress=False)
+    assert len(given) == 100
     assert max(alive) <= 2  # the last one, which loop variables still hold
