@@ -187,6 +187,20 @@ def test_a_site_is_published_once_and_then_reused(small_site: Path, capsys: pyte
     assert "42" in (small_site / "_build" / "html" / "book" / "one.html").read_text()
 
 
+def test_what_lint_jupyter_and_a_reader_leave_beside_the_notebooks_is_no_part_of_the_site(
+    small_site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_site.main()
+    for folder in (".ruff_cache", ".ipynb_checkpoints", "worksheet-results"):
+        (small_site / "book" / folder).mkdir()
+        (small_site / "book" / folder / "left.md").write_text("# Left here")
+    capsys.readouterr()
+    build_site.main()
+    assert "site: unchanged" in capsys.readouterr().out
+    build_site.stage()
+    assert not list(build_site.STAGE.rglob("left.md"))
+
+
 @pytest.mark.parametrize("fault", ["# Hello\n\n{term}`nowhere`", "# Hello\n\n![](data:image/png;base64,aaaa)"])
 def test_a_warning_or_a_problem_keeps_the_previous_site(small_site: Path, fault: str) -> None:
     build_site.main()

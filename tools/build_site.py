@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from tools.check_site import problems
-from tools.common import BUILD, ROOT, files_below, hash_files, notebooks, toc_pages
+from tools.common import BUILD, LEFT_BY_USE, ROOT, files_below, hash_files, notebooks, toc_pages
 from tools.run_notebooks import EXECUTED, is_current
 
 STAGE = BUILD / "site"
@@ -28,7 +28,7 @@ def stage(other_copies: dict[str, Path] | None = None) -> None:
         other_copies: executed notebooks to take instead, by name without ending.
     """
     shutil.rmtree(STAGE, ignore_errors=True)
-    shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints"))
+    shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("*.ipynb", ".*", *LEFT_BY_USE))
     for source in notebooks():
         copy = (other_copies or {}).get(source.stem, EXECUTED / source.name)
         executed = json.loads(copy.read_text())

@@ -10,6 +10,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"  # not "_build": nbmake passes over paths that contain that
+LEFT_BY_USE = ("__pycache__", "worksheet-results")  # the second: of the worksheet, run where it lies
 
 
 def toc_pages(root: Path = ROOT) -> list[Path]:
@@ -65,9 +66,11 @@ def hash_files(paths: Iterable[Path], *extra: str) -> str:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files under a folder, without Python's caches and unfinished downloads or writes."""
+    """All files under a folder but what use leaves there: caches, checkpoints, results, unfinished writes."""
     return [
         path
         for path in folder.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix not in (".pyc", ".part")
+        if path.is_file()
+        and not any(part.startswith(".") or part in LEFT_BY_USE for part in path.relative_to(folder).parts)
+        and path.suffix not in (".pyc", ".part")
     ]
