@@ -106,6 +106,15 @@ def _by_input(layer: Any, channels: int) -> Tensor:
     return weight.transpose(0, 1).reshape(channels, -1)
 
 
+@dataclass(frozen=True)
+class _Way:
+    """From a layer to the one that alone reads its output, and the steps between; or why there is none."""
+
+    layer: str = ""
+    steps: tuple[str, ...] = ()
+    why_not: str = ""
+
+
 class _LayerTracer(Tracer):
     """Follows a model without looking into its layers: a fused container is one of them."""
 
@@ -136,39 +145,38 @@ def _find_pairs(model: nn.Module, layers: dict[str, nn.Module]) -> tuple[list[Pa
     for node in graph.nodes:
         if node.op == "call_module" and node.target in layers:
             first = str(node.target)
-            second, way = _next_layer(model, node, layers)
-            tied = [name for name in (first, second) if name and shared(name)]
+            way = _way_on(model, node, layers)
+            tied = [name for name in (first, way.layer) if name and shared(name)]
             if tied:
                 skipped[first] = f"the weights of {tied[0]} are shared"
-            elif not second:
-                skipped[first] = way
-            elif refusal := _refusal(layers[first], layers[second], way):
-                skipped[first] = f"{second} {refusal}"
+            elif way.why_not:
+                skipped[first] = way.why_not
+            elif refusal := _refusal(layers[first], layers[way.layer], way.steps):
+                skipped[first] = f"{way.layer} {refusal}"
             else:
-                pairs.append((first, second))
+                pairs.append((first, way.layer))
     for name in set(layers) - set(calls):
         skipped[name] = "torch.fx does not see a call of it"
     return pairs, skipped
 
 
-def _next_layer(model: nn.Module, node: Node, layers: dict[str, nn.Module]) -> Pair:
-    """The layer that alone reads a layer's output, and the steps between; or an empty name, and why there is none."""
+def _way_on(model: nn.Module, node: Node, layers: dict[str, nn.Module]) -> _Way:
     at = node
     steps: list[str] = []
     while True:
         if len(at.users) != 1:
-            return "", f"its output is read {len(at.users)} times (a branch)"
+            return _Way(why_not=f"its output is read {len(at.users)} times (a branch)")
         at = next(iter(at.users))
         name = at.target if isinstance(at.target, str) else getattr(at.target, "__name__", str(at.target))
         if at.op == "output":
-            return "", "it is the last layer"
+            return _Way(why_not="it is the last layer")
         module = model.get_submodule(name) if at.op == "call_module" else None
         if name in layers and module is not None:
-            return name, " ".join(steps)
+            return _Way(name, tuple(step for step in steps if step))
         passes = isinstance(module, _PASS_MODULES) if module is not None else name in _PASS_NAMES
         if not passes:
             shown = name if module is None else type(module).__name__
-            return "", f"{shown} lies behind it, and does not pass factors through"
+            return _Way(why_not=f"{shown} lies behind it, and does not pass factors through")
         steps.append(_step(at, module))
 
 
@@ -183,9 +191,9 @@ def _step(node: Node, module: nn.Module | None) -> str:
     return "pool" if "pool" in name.lower() else ""
 
 
-def _refusal(first: Any, second: Any, way: str) -> str | None:
+def _refusal(first: Any, second: Any, steps: tuple[str, ...]) -> str | None:
     """Why channels of the first layer are not what the second reads one by one; None if they are."""
-    channels, steps = first.weight.shape[0], way.split()
+    channels = first.weight.shape[0]
     elsewhere = "reads something else than its channels"
     if isinstance(second, _ConvNd):
         if type(first) is not type(second) or {"flatten", "reshape"} & {*steps} or second.in_channels != channels:
@@ -193,7 +201,7 @@ def _refusal(first: Any, second: Any, way: str) -> str | None:
         depthwise = second.groups == second.in_channels == second.out_channels
         return None if second.groups == 1 or depthwise else "is a grouped convolution"
     if isinstance(first, _ConvNd):
-        flattened = "reshape" not in steps and steps[-1:] == ["flatten"] and steps.count("flatten") == 1
+        flattened = "reshape" not in steps and steps[-1:] == ("flatten",) and steps.count("flatten") == 1
         return None if flattened and second.in_features % channels == 0 else elsewhere
     return None if not steps and second.in_features == channels else elsewhere
 
