@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from tools.check_site import problems
-from tools.common import BUILD, LEFT_BY_USE, ROOT, files_below, hash_files, notebooks, toc_pages
+from tools.common import BUILD, ROOT, files_below, hash_files, notebooks, toc_pages
 from tools.run_notebooks import EXECUTED, is_current
 
 STAGE = BUILD / "site"
@@ -28,14 +28,16 @@ def stage(other_copies: dict[str, Path] | None = None) -> None:
         other_copies: executed notebooks to take instead, by name without ending.
     """
     shutil.rmtree(STAGE, ignore_errors=True)
-    shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("*.ipynb", ".*", *LEFT_BY_USE))
+    for source in files_below(ROOT / "book"):
+        target = STAGE / source.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.suffix != ".ipynb":
+            shutil.copy(source, target)
     for source in notebooks():
         copy = (other_copies or {}).get(source.stem, EXECUTED / source.name)
         executed = json.loads(copy.read_text())
         executed["metadata"].pop("widgets", None)  # its players would be asked of another host
-        target = STAGE / source.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(executed))
+        (STAGE / source.relative_to(ROOT)).write_text(json.dumps(executed))
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
     config["execute"] = {"execute_notebooks": "off"}
     (STAGE / "_config.yml").write_text(yaml.safe_dump(config))
