@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 FORCE ?=
 PORT ?= 8000
 
-.PHONY: book test test-arm-like lite-lane serve lint clean notebooks
+.PHONY: book test test-arm-like repeat package lite-lane serve lint clean notebooks
 
 book: notebooks ## set up, execute every notebook, build _build/html
 	$(BIN)/python -m tools.build_site
@@ -18,16 +18,23 @@ notebooks: $(VENV)/installed ## the step that book and test share
 	$(BIN)/python -m tools.run_notebooks $(if $(FORCE),--force)
 
 test: $(VENV)/installed ## unit tests, doctests, structure tests, then every notebook
-	$(BIN)/python -m pytest --doctest-modules tests qhelpers
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --doctest-modules tests qhelpers
 	$(BIN)/python -m tools.run_notebooks $(if $(FORCE),--force)
 
 test-arm-like: $(VENV)/installed ## every chapter where PyTorch has no x86 engine, as on ARM and macOS
 	$(BIN)/python -m tools.check_arm_like
 
+repeat: notebooks ## execute the whole book again, by jupyter-book alone, and compare what both runs measured
+	$(BIN)/python -m tools.check_repeat --all
+
+package: $(VENV)/installed ## build the wheel of qhelpers into build/package
+	rm -rf build/lib build/package # setuptools would pack what it finds of an earlier build
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/package .
+
 lite-lane: ## the recipe's road to a phone, on the last PyTorch that has all of it (torch 2.12.1)
 	$(PYTHON) -m venv .venv-lite
-	.venv-lite/bin/pip install --quiet -r training/lite-requirements.txt
-	.venv-lite/bin/python -m training.lite_interpreter
+	.venv-lite/bin/pip install --quiet -r experiments/lite-requirements.txt
+	.venv-lite/bin/python -m experiments.lite_interpreter
 
 serve: book ## look at the book at http://localhost:8000
 	$(BIN)/python -m http.server --directory _build/html --bind 127.0.0.1 $(PORT)

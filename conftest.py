@@ -1,12 +1,19 @@
 """Fixtures shared by the tests and the doctests."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from qhelpers import published, reports
+os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported
+
+from qhelpers.book import chapter
+from qhelpers.tasks import published
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # two workers share the cores
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +41,7 @@ def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def fresh_results(tmp_path: Path) -> Path:
     """Where claims of this test are written."""
-    return reports.results_folder()
+    return chapter.results_folder()
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from statistics import quantiles
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
-from qhelpers import reports
+from qhelpers import engines
+from qhelpers.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,18 @@ def compare_latency(
         raise ValueError(f"warmup cannot be negative; got {warmup}.")
     names = list(candidates)
     times: dict[str, list[float]] = {name: [] for name in names}
-    hidden = reports.hide_progress() if progress is None else not progress
     with torch.inference_mode(), _no_garbage_collection():
         for name in names:
             for _ in range(warmup):
                 candidates[name]()
-        for i in tqdm(range(rounds), desc="timing", unit="round", disable=hidden):
+        for i in progress_bar(range(rounds), doing="timing", unit="round", show=progress):
             shift = i % len(names)
             for name in names[shift:] + names[:shift]:
                 start = time.perf_counter()
                 candidates[name]()
                 times[name].append(time.perf_counter() - start)
     threads = torch.get_num_threads()
-    setting = f"{reports.cpu_name()}, {threads} thread{'s' * (threads > 1)}, engine {torch.backends.quantized.engine}"
+    setting = f"{engines.cpu_name()}, {threads} thread{'s' * (threads > 1)}, engine {torch.backends.quantized.engine}"
     rows = [_row(name, times[name], times[names[0]]) for name in names]
     return Comparison(names[0], rows, rounds, setting)
 

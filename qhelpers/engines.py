@@ -5,8 +5,11 @@ converted or loaded (to pack its weights) and again by some operators at run tim
 """
 
 import difflib
+import platform
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,11 +34,7 @@ DOT_PRODUCT = ("AMX", "AVX-512 VNNI", "AVX-VNNI", "NEON i8mm", "NEON dot product
 
 
 class EngineError(ValueError):
-    """The engine is unknown, or this build of PyTorch was made without it."""
-
-
-class EngineMismatchError(EngineError):
-    """A qconfig was made for other engines than the one that is set."""
+    """The engine is unknown, this build of PyTorch was made without it, or a qconfig was made for another one."""
 
 
 def available_engines() -> list[str]:
@@ -177,7 +176,7 @@ def require_matching_engine(model: nn.Module) -> nn.Module:
     those of ``qnnpack`` and ``onednn`` do not.
 
     Raises:
-        EngineMismatchError: if a static qconfig was made for others. PyTorch says nothing.
+        EngineError: if a static qconfig was made for others. PyTorch says nothing.
 
     >>> model = nn.Sequential(nn.Linear(2, 2))
     >>> model.qconfig = torch.ao.quantization.get_default_qconfig("x86")
@@ -185,14 +184,14 @@ def require_matching_engine(model: nn.Module) -> nn.Module:
     ...     require_matching_engine(model)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    qhelpers.engines.EngineMismatchError: The qconfig suits x86 or fbgemm (reduce_range=True), but ...
+    qhelpers.engines.EngineError: The qconfig suits x86 or fbgemm (reduce_range=True), but ...
     """
     engine = torch.backends.quantized.engine
     for module in model.modules():
         wanted = _reduce_range(getattr(module, "qconfig", None))
         if wanted is not None and wanted != REDUCES_RANGE.get(engine, wanted):
             suits = " or ".join(name for name, value in REDUCES_RANGE.items() if value == wanted)
-            raise EngineMismatchError(
+            raise EngineError(
                 f"The qconfig suits {suits} (reduce_range={wanted}), but the engine is {engine}: "
                 f"set the engine, or take get_default_qconfig({engine!r})."
             )
@@ -202,3 +201,18 @@ def require_matching_engine(model: nn.Module) -> nn.Module:
 def _reduce_range(config: Any) -> bool | None:
     made_with = getattr(getattr(config, "activation", None), "p", None)  # the partial that makes the observer
     return made_with.keywords.get("reduce_range") if made_with else None
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's name as the system gives it.
+
+    >>> len(cpu_name()) > 0
+    True
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.lower().startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Quality of a model: top-1 with its interval, agreement, bits a character, signal to quantization noise."""
+"""Quality of a model: top-1 with its interval, agreement, signal to quantization noise."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
-from torch.nn import functional as F
-from tqdm.auto import tqdm
 
-from qhelpers import models, reports, text
+from qhelpers import guards
+from qhelpers.progress import progress_bar
 
 Classifier = Callable[[Tensor], Tensor]
 
@@ -59,10 +58,10 @@ def _count(
 ) -> Share:
     for model in used:
         if isinstance(model, nn.Module):
-            models.require_eval(model)
+            guards.require_eval(model)
     found = n = 0
     with torch.inference_mode():
-        for images, labels in tqdm(loader, desc="measuring", unit="batch", disable=reports.hide_progress()):
+        for images, labels in progress_bar(loader, doing="measuring", unit="batch"):
             found += int(hits(images, labels).sum())
             n += len(images)
     if n == 0:
@@ -79,7 +78,7 @@ def top1(model: Classifier, loader: Iterable[tuple[Tensor, Tensor]]) -> Share:
 
     Raises:
         ValueError: if the loader is empty.
-        TrainingModeError: if a module is in training mode; its figures would be of another model.
+        guards.GuardError: if a module is in training mode; its figures would be of another model.
 
     >>> print(top1(lambda x: x, [(torch.eye(4), torch.tensor([0, 1, 2, 0]))]))
     75.0 % (30.1 to 95.4, n = 4)
@@ -92,65 +91,12 @@ def agreement(one: Classifier, other: Classifier, loader: Iterable[Any]) -> Shar
 
     Raises:
         ValueError: if the loader is empty.
-        TrainingModeError: if a module is in training mode; its figures would be of another model.
+        guards.GuardError: if a module is in training mode; its figures would be of another model.
 
     >>> agreement(lambda x: x, lambda x: -x, [(torch.eye(2), None)]).percent
     0.0
     """
     return _count(loader, lambda images, _: one(images).argmax(1) == other(images).argmax(1), one, other)
-
-
-def character_bits(model: Callable[..., Any], codes: Tensor, streams: int = 16, length: int = 128) -> Tensor:
-    """What each character of a text costs a language model: -log2 of the probability that it gave to it.
-
-    The text is cut into streams that are read side by side, and the model's state is carried along each.
-
-    Args:
-        model: maps codes ``(batch, length)`` and a state to logits ``(batch, length, vocabulary)`` and the
-            new state.
-        codes: int64 tensor of shape ``(n,)``; what does not fill the streams evenly is left out.
-        streams: how many pieces are read side by side.
-        length: how many characters are read in one call.
-
-    Returns:
-        float32 tensor of shape ``(streams, n // streams - 1)``, in bits.
-
-    Raises:
-        EmptySequenceError: if a stream would have fewer than two characters.
-        TrainingModeError: if the model is in training mode.
-
-    >>> from qhelpers import nets
-    >>> with torch.random.fork_rng(devices=[]):
-    ...     model = nets.CharLSTM(hidden=8).eval()
-    >>> character_bits(model, text.encode("to be or not to be"), streams=2).shape
-    torch.Size([2, 8])
-    """
-    if isinstance(model, nn.Module):
-        models.require_eval(model)
-    each = len(codes) // streams
-    if each < 2:
-        raise text.EmptySequenceError(f"{len(codes)} characters are too few for {streams} streams of at least two.")
-    rows = codes[: each * streams].view(streams, each)
-    state, bits = None, []
-    with torch.inference_mode():
-        for start in range(0, each - 1, length):
-            window = rows[:, start : start + length + 1]
-            logits, state = model(window[:, :-1], state)
-            bits.append(F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), reduction="none") / math.log(2))
-    return torch.cat([part.view(streams, -1) for part in bits], dim=1)
-
-
-def bits_per_character(model: Callable[..., Any], codes: Tensor, streams: int = 16, length: int = 128) -> float:
-    """Mean of :func:`character_bits`: the cross-entropy of a text in bits a character; lower is better.
-
-    Raises:
-        EmptySequenceError, TrainingModeError: as :func:`character_bits`.
-
-    >>> uniform = lambda codes, state: (torch.zeros(*codes.shape, 8), state)
-    >>> bits_per_character(uniform, torch.zeros(100, dtype=torch.int64))
-    3.0
-    """
-    return float(character_bits(model, codes, streams, length).mean())
 
 
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:

@@ -5,7 +5,8 @@ python -m tools.benchmark_itself
 
 import torch
 
-from qhelpers import benchmark, models
+from qhelpers import benchmark
+from qhelpers.tasks import checkpoints
 
 REPETITIONS = 10
 TOLERANCE = 0.05
@@ -14,7 +15,7 @@ TOLERANCE = 0.05
 def main() -> None:
     """Print the ten ratios and how many lie within 5 % of 1."""
     torch.set_num_threads(1)
-    model = models.load_digits_float()
+    model = checkpoints.load_digits_float()
     image = torch.zeros(1, 3, 224, 224)
     ratios = []
     for _ in range(REPETITIONS):

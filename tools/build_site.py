@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -21,15 +22,20 @@ SITE = ROOT / "_build" / "html"
 STAMP = BUILD / "site.sha256"
 
 
-def stage(other_copies: dict[str, Path] | None = None) -> None:
-    """Lay out what jupyter-book reads: pages, executed notebooks, and execution switched off.
+def stage(
+    other_copies: dict[str, Path] | None = None, folder: Path | None = None, execute: dict[str, Any] | None = None
+) -> None:
+    """Lay out what jupyter-book reads: pages and executed notebooks.
 
     Args:
-        other_copies: executed notebooks to take instead, by name without ending.
+        other_copies: notebooks to take instead, by name without ending.
+        folder: where; ``STAGE`` if None.
+        execute: the part of the settings that says what jupyter-book executes; nothing if None.
     """
-    shutil.rmtree(STAGE, ignore_errors=True)
+    folder = folder or STAGE
+    shutil.rmtree(folder, ignore_errors=True)
     for source in files_below(ROOT / "book"):
-        target = STAGE / source.relative_to(ROOT)
+        target = folder / source.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.suffix != ".ipynb":
             shutil.copy(source, target)
@@ -37,24 +43,25 @@ def stage(other_copies: dict[str, Path] | None = None) -> None:
         copy = (other_copies or {}).get(source.stem, EXECUTED / source.name)
         executed = json.loads(copy.read_text())
         executed["metadata"].pop("widgets", None)  # its players would be asked of another host
-        (STAGE / source.relative_to(ROOT)).write_text(json.dumps(executed))
+        (folder / source.relative_to(ROOT)).write_text(json.dumps(executed))
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
-    config["execute"] = {"execute_notebooks": "off"}
-    (STAGE / "_config.yml").write_text(yaml.safe_dump(config))
-    shutil.copy(ROOT / "_toc.yml", STAGE / "_toc.yml")
+    config["execute"] = execute or {"execute_notebooks": "off"}
+    (folder / "_config.yml").write_text(yaml.safe_dump(config))
+    shutil.copy(ROOT / "_toc.yml", folder / "_toc.yml")
 
 
-def build() -> Path:
-    """Run jupyter-book with warnings as errors; return the folder of the new site.
+def build(folder: Path | None = None, environment: dict[str, str] | None = None) -> Path:
+    """Run jupyter-book with warnings as errors on what was staged; return the folder of the new site.
 
     Raises:
         SystemExit: if it fails; the previous site is left as it was.
     """
-    command = ["jupyter-book", "build", str(STAGE), "-W", "-n", "--keep-going", "-q"]
-    done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]])
+    folder = folder or STAGE
+    command = ["jupyter-book", "build", str(folder), "-W", "-n", "--keep-going", "-q"]
+    done = subprocess.run([str(Path(sys.executable).parent / command[0]), *command[1:]], env=environment)
     if done.returncode != 0:
         raise SystemExit("jupyter-book failed or warned; the previous site was left as it was.")
-    return STAGE / "_build" / "html"
+    return folder / "_build" / "html"
 
 
 def check(new: Path) -> None:

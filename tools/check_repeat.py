@@ -1,44 +1,106 @@
-"""Compare two runs of the chapters: sizes, accuracies and agreement must repeat, speed need not.
+"""Run chapters a second time, by a plain ``jupyter-book build``: what they measure must repeat, except speed.
 
-The first run is the book's own, the second what a plain ``jupyter-book build`` has left under ``by-hand``.
+Without ``--all`` a fifth of the chapters is due, another one after each commit, and every chapter whose notebook has
+changed in the last twenty commits. A due chapter that loads published weights also runs once without a network.
 
-    python -m tools.check_repeat
+    python -m tools.check_repeat [--all]
 """
 
+import argparse
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
-from tools.run_notebooks import RESULTS
+from tools import check_offline
+from tools.build_site import build, check, stage
+from tools.common import BUILD, ROOT, notebooks
+from tools.run_notebooks import RESULTS, is_current
 
+STAGE = BUILD / "alone"
 REPEATED = ("model", "size_mb", "metric", "value", "interval", "n", "agreement")
+ONE_IN = 5
+RECENT_COMMITS = 20
 
 
-def differences(results: Path) -> tuple[list[str], int]:
-    """What differs between the two runs, and how many chapters were compared."""
+def due(names: list[str], commits: int, changed: set[str]) -> list[str]:
+    """The names whose place in the list has the turn after so many commits, and those that changed lately."""
+    return [name for place, name in enumerate(names) if place % ONE_IN == commits % ONE_IN or name in changed]
+
+
+def due_now(names: list[str]) -> list[str]:
+    """As :func:`due`, for the commits of this checkout; all names where git cannot tell."""
+    try:
+        commits = int(_git("rev-list", "--count", "HEAD"))
+        files = _git("log", f"--max-count={RECENT_COMMITS}", "--format=", "--name-only").split()
+    except (OSError, subprocess.CalledProcessError):
+        return names
+    return due(names, commits, {Path(file).stem for file in files if Path(file).match("book/*.ipynb")})
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def run_again(chosen: list[Path]) -> Path:
+    """Build the site with the chosen chapters executed by jupyter-book itself; return where they left their results.
+
+    Raises:
+        SystemExit: if the build fails or warns, or a page has problems.
+    """
+    others = [f"book/{path.name}" for path in notebooks() if path not in chosen]
+    execute = {"execute_notebooks": "auto", "timeout": 300, "exclude_patterns": others}
+    stage({path.stem: path for path in chosen}, STAGE, execute)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("QHELPERS_")}
+    check(build(STAGE, environment))
+    return STAGE / "book" / "qhelpers-results"
+
+
+def differences(first: Path, second: Path, names: list[str]) -> tuple[list[str], int]:
+    """What differs between two runs, and how many chapters had rows to compare.
+
+    Args:
+        first: the runner's results, a folder for each chapter.
+        second: the results of the second run, all in one folder.
+        names: of the chapters that ran twice.
+    """
     found, compared = [], 0
-    for first in sorted(path for path in results.glob("*/rows-*.json") if path.parent.name != "by-hand"):
-        chapter, second = first.parent.name, results / "by-hand" / first.name
-        if not second.is_file():
-            found.append(f"{chapter}: the second run left no rows")
-            continue
-        compared += 1
-        before, after = json.loads(first.read_text()), json.loads(second.read_text())
-        if before["sources"] != after["sources"]:
-            found.append(f"{chapter}: the two runs had different sources")
-        if len(before["rows"]) != len(after["rows"]):
-            found.append(f"{chapter}: {len(before['rows'])} rows, then {len(after['rows'])}")
-        for one, other in zip(before["rows"], after["rows"], strict=False):
-            changes = [f"{name} {one[name]} then {other[name]}" for name in REPEATED if one[name] != other[name]]
-            found += [f"{chapter}, {one['model']}: {change}" for change in changes]
+    for name in names:
+        rows = first / name / f"rows-{name}.json"
+        again = second / rows.name
+        if rows.is_file() != again.is_file():
+            found.append(f"{name}: the {'second' if rows.is_file() else 'first'} run left no rows")
+        elif rows.is_file():
+            compared += 1
+            found += _row_differences(name, json.loads(rows.read_text())["rows"], json.loads(again.read_text())["rows"])
     return found, compared
 
 
+def _row_differences(name: str, before: list[dict[str, object]], after: list[dict[str, object]]) -> list[str]:
+    found = [f"{name}: {len(before)} rows, then {len(after)}"] if len(before) != len(after) else []
+    for one, other in zip(before, after, strict=False):
+        changes = [f"{key} {one[key]} then {other[key]}" for key in REPEATED if one[key] != other[key]]
+        found += [f"{name}, {one['model']}: {change}" for change in changes]
+    return found
+
+
 def main() -> int:
-    """Print what differs; fail if something does, or if there was nothing to compare."""
-    found, compared = differences(RESULTS)
-    print("\n".join([*found, f"{compared} chapters ran twice; {len(found)} differences"]))
-    return 1 if found or not compared else 0
+    """Run what is due again, and print what differs; fail if something does, or if nothing ran."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="the whole book")
+    everything = {path.stem: path for path in notebooks()}
+    names = [*everything] if parser.parse_args().all else due_now([*everything])
+    if stale := [path.stem for path in everything.values() if not is_current(path)]:
+        raise SystemExit(f"Run the notebooks first (make book does): {', '.join(stale)}.")
+    print(f"a second time: {', '.join(names)}", flush=True)
+    results = run_again([everything[name] for name in names])
+    found, compared = differences(RESULTS, results, names)
+    for name in names:
+        if check_offline.loads_weights(everything[name]):
+            print(check_offline.check(everything[name], "refused", whole=True), flush=True)
+    print("\n".join([*found, f"{len(names)} chapters ran twice, {compared} with rows; {len(found)} differences"]))
+    return 1 if found or not names else 0
 
 
 if __name__ == "__main__":

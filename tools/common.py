@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"  # not "_build": nbmake passes over paths that contain that
-LEFT_BY_USE = ("__pycache__", "worksheet-results")  # the second: of the worksheet, run where it lies
+LEFT_BY_USE = ("__pycache__", "qhelpers-results", "worksheet-results")  # the last two: of notebooks run where they lie
 
 
 def toc_pages(root: Path = ROOT) -> list[Path]:

@@ -1,13 +1,15 @@
 """Run every notebook of the book once, with ``pytest --nbmake`` over a copy.
 
-A notebook is run again only if it, qhelpers, the requirements, the checkpoints, the source of the
-published weights or (where it gathers results) another chapter's results have changed. An executed
-copy replaces the previous one when it is complete, so a run that is cut off loses nothing.
+A notebook is run again only if it has changed, or something that it depends on: the files that its imports reach, the
+requirements, Python, PyTorch or the processor, the source of the published weights and, where it gathers results, those
+of the chapters before it. An executed copy replaces the previous one when it is complete, so a run that is cut off
+loses nothing.
 
     python -m tools.run_notebooks [--force] [NOTEBOOK ...]
 """
 
 import argparse
+import importlib.metadata
 import json
 import os
 import platform
@@ -17,7 +19,9 @@ import sys
 import time
 from pathlib import Path
 
+from qhelpers import atomic, engines
 from tools.common import BUILD, ROOT, files_below, gathers_results, hash_files, notebooks
+from tools.imports import reached_files
 
 EXECUTED = BUILD / "executed"
 RESULTS = BUILD / "results"
@@ -38,12 +42,21 @@ def inputs_hash(notebook: Path) -> str:
 
 
 def project_hash(notebook: Path) -> str:
-    """The part of the inputs that belongs to the project, and the version of Python."""
-    paths = [notebook, ROOT / "requirements.txt", Path(__file__), *files_below(ROOT / "qhelpers")]
-    paths += files_below(ROOT / "training" / "results")
-    if gathers_results(notebook):
-        paths += [path for path in files_below(RESULTS) if path.parent.name not in (notebook.stem, "by-hand")]
-    return hash_files(paths, platform.python_version())
+    """The part of the inputs that belongs to the project and its environment."""
+    paths = [notebook, ROOT / "requirements.txt", *reached_files(notebook, ROOT)]
+    for folder in results_to_gather(notebook):
+        paths += files_below(folder)
+    versions = [importlib.metadata.version(name) for name in ("torch", "torchvision")]
+    return hash_files(paths, platform.python_version(), *versions, engines.cpu_name())
+
+
+def results_to_gather(notebook: Path) -> list[Path]:
+    """The results folders of the current chapters before a page that gathers results; none for a chapter."""
+    if not gathers_results(notebook):
+        return []
+    order = notebooks()
+    before = order[: [path.stem for path in order].index(notebook.stem)]
+    return [RESULTS / path.stem for path in before if is_current(path)]
 
 
 def stamp_file(notebook: Path) -> Path:
@@ -78,6 +91,7 @@ def run(notebook: Path, folder: Path, extra_env: dict[str, str] | None = None) -
     command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", f"--nbmake-timeout={CELL_TIMEOUT_S}"]
     command += ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(folder), copy.name]
     environment = os.environ | {"QHELPERS_RESULTS": str(folder / "results"), "JUPYTER_PREFER_ENV_PATH": "1"}
+    environment["TQDM_DISABLE"] = "1"  # a page cannot show a bar move
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads stall each other on a busy machine
     started = time.monotonic()
     done = subprocess.run(command, cwd=folder, env=environment | (extra_env or {}))
@@ -88,7 +102,9 @@ def run_and_keep(notebook: Path) -> bool:
     """Run a notebook and, if it passes, let its copy and results replace the previous ones."""
     before = project_hash(notebook)
     folder = BUILD / "running" / notebook.stem
-    code, seconds = run(notebook, folder)
+    gathered = results_to_gather(notebook)
+    handed = {"QHELPERS_CURRENT": os.pathsep.join(map(str, gathered))} if gathers_results(notebook) else None
+    code, seconds = run(notebook, folder, handed)
     if code != 0:
         return False
     stamp_file(notebook).unlink(missing_ok=True)
@@ -98,11 +114,9 @@ def run_and_keep(notebook: Path) -> bool:
     if (folder / "results").is_dir():
         RESULTS.mkdir(parents=True, exist_ok=True)
         os.replace(folder / "results", RESULTS / notebook.stem)
-    part = stamp_file(notebook).with_suffix(".part")
     # A notebook may fill the hub cache itself; that must not make its copy stale.
     inputs = f"{before} {weights_source()}"
-    part.write_text(json.dumps({"hash": inputs, "seconds": round(seconds, 1)}))
-    os.replace(part, stamp_file(notebook))
+    atomic.write_text(stamp_file(notebook), json.dumps({"hash": inputs, "seconds": round(seconds, 1)}))
     return True
 
 
@@ -110,7 +124,7 @@ def remove_leftovers(current: list[Path]) -> None:
     """Forget executed copies and results of notebooks that the book no longer has."""
     stems = {notebook.stem for notebook in current}
     for path in list(EXECUTED.glob("*")) + list(RESULTS.glob("*")):
-        if path.stem not in stems | {"by-hand"}:
+        if path.stem not in stems:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -1,0 +1,58 @@
+"""Files that are written whole or not at all: beside the older one first, then renamed into its place."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class WriteError(OSError):
+    """A file cannot be written where it should be; the older one, if there was one, is still there."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to; what is there when the block ends without an error takes the place of ``path``.
+
+    The name of the file is that of ``path``, because archives keep it. Missing folders are made.
+
+    Raises:
+        WriteError: if the folder cannot be made or takes no files, or something else stands in the file's place.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with replacing(Path(folder) / "new" / "a.txt") as part:
+    ...         _ = part.write_text("all of it")
+    ...     [file.read_text() for file in Path(folder).rglob("*.*") if file.is_file()]
+    ['all of it']
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
+    except OSError as error:
+        raise WriteError(f"{path.name} cannot be written into {path.parent}: {error.strerror}.") from error
+    try:
+        part = folder / path.name
+        yield part
+        try:
+            os.replace(part, path)
+        except OSError as error:
+            raise WriteError(f"{path.name} cannot be written into {path.parent}: {error.strerror}.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8.
+
+    Raises:
+        WriteError: as :func:`replacing`.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_text(Path(folder) / "a.txt", "0.5 × 2")
+    ...     (Path(folder) / "a.txt").read_text(encoding="utf-8")
+    '0.5 × 2'
+    """
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -1,0 +1,153 @@
+"""How a chapter begins, what it expects to fail, and where it leaves its results."""
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from qhelpers import atomic, engines
+
+
+def environment() -> str:
+    """Two lines: versions; then processor, its vector instructions as PyTorch sees them, threads, engine.
+
+    >>> environment().startswith("Python 3.")
+    True
+    """
+    threads = torch.get_num_threads()
+    return (
+        f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, "
+        f"torchvision {torchvision.__version__.split('+')[0]}\n{engines.cpu_name()} "
+        f"({torch.backends.cpu.get_cpu_capability()}), {threads} thread{'s' * (threads > 1)}, "
+        f"quantized engine {torch.backends.quantized.engine}"
+    )
+
+
+def start(seed: int = 0) -> None:
+    """Begin a chapter: seed PyTorch, quieten what the book explains once, print the environment line.
+
+    The eager quantization API, its tensor types and TorchScript announce their end at every call, and
+    ``torch.load`` warns about its own storage class. These warnings, and no others, are hidden.
+
+    >>> with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    ...     start()  # doctest: +ELLIPSIS
+    Python ...
+    """
+    torch.manual_seed(seed)
+    warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
+    warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel and other")
+    warnings.filterwarnings("ignore", message="Please use quant_min and quant_max")  # its own default qconfigs
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+    warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+    print(environment())
+
+
+def quiet_imports() -> None:
+    """Hide what torchao's import and the C++ compiler's detection log about themselves.
+
+    >>> quiet_imports()
+    """
+    for name in ("torch.utils._pytree", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@dataclass
+class ExpectedError:
+    """Filled in when the block has raised."""
+
+    type_name: str = ""
+    message: str = ""
+
+
+@contextlib.contextmanager
+def expected_error(
+    kind: type[BaseException] | tuple[type[BaseException], ...], containing: str
+) -> Iterator[ExpectedError]:
+    """Run a block that must fail, and print only the first line of its message, or that with the expected words.
+
+    Args:
+        kind: the error's type, or several of which one is expected.
+        containing: words that its message must have.
+
+    Raises:
+        AssertionError: if the block raises nothing, another type, or another message.
+
+    >>> with expected_error(ZeroDivisionError, "division"):
+    ...     1 / 0
+    ZeroDivisionError: division by zero
+    """
+    seen = ExpectedError()
+    try:
+        yield seen
+    except kind as error:
+        seen.type_name = type(error).__name__
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        seen.message = next((line for line in lines if containing in line), lines[0] if lines else "")
+        if containing not in str(error):
+            raise AssertionError(f"{seen.type_name} was raised, but without {containing!r}: {error}") from error
+        shown = seen.message if len(seen.message) <= 200 else seen.message[:199] + "…"
+        print(f"{seen.type_name}: {shown}")
+    else:
+        raise AssertionError(f"Nothing was raised; expected {kind} with {containing!r}.")
+
+
+def results_folder() -> Path:
+    """Where the running chapter leaves its results: ``qhelpers-results`` in the working folder.
+
+    The variable ``QHELPERS_RESULTS`` names another place; the book's runner gives each chapter a folder of its own.
+
+    >>> str(results_folder()) == os.environ["QHELPERS_RESULTS"]  # set for the tests, too
+    True
+    """
+    named = os.environ.get("QHELPERS_RESULTS")
+    return Path(named) if named else Path.cwd() / "qhelpers-results"
+
+
+def record(name: str, values: dict[str, Any]) -> None:
+    """Keep values of the running chapter in its results folder, for other pages and for the tests.
+
+    Raises:
+        WriteError: if the folder cannot be written, with what to do.
+
+    >>> record("doctest", {"n": 1})
+    >>> json.loads((results_folder() / "doctest.json").read_text())
+    {'n': 1}
+    """
+    try:
+        atomic.write_text(results_folder() / f"{name}.json", json.dumps(values, indent=1))
+    except atomic.WriteError as error:
+        raise atomic.WriteError(
+            f"{error} Name a folder that can be written in the variable QHELPERS_RESULTS."
+        ) from error
+
+
+def has_runner() -> bool:
+    """Whether the book's runner executes this page, one that gathers results, and says which chapters are current.
+
+    >>> has_runner()
+    False
+    """
+    return "QHELPERS_CURRENT" in os.environ
+
+
+def gathered_folders() -> list[Path]:
+    """The results folders that a page may gather from, in the order of the book.
+
+    Those of the chapters that the runner hands over in ``QHELPERS_CURRENT``, because it knows that they are current;
+    without a runner the working folder's own, whatever its age.
+
+    >>> gathered_folders() == [results_folder()]
+    True
+    """
+    if not has_runner():
+        return [results_folder()]
+    return [Path(name) for name in os.environ["QHELPERS_CURRENT"].split(os.pathsep) if name]

@@ -1,0 +1,96 @@
+"""Verdicts on the statements of the source documents: settled in a chapter, gathered on one page."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+from IPython.display import HTML, display
+
+from qhelpers.book import chapter
+from qhelpers.check.page import as_html
+
+VERDICTS = ("holds", "holds if", "changed", "does not hold")
+
+
+class ClaimError(ValueError):
+    """A claim's id or verdict does not exist, its explanation is missing, or its record is damaged."""
+
+
+@cache
+def statements() -> dict[str, dict[str, str]]:
+    """The sources' checkable statements in the book's own words: id to statement and chapter.
+
+    >>> len(statements())
+    57
+    """
+    loaded: dict[str, dict[str, str]] = json.loads((Path(__file__).parent / "claims.json").read_text())
+    return loaded
+
+
+def settle(name: str, *, measured: str, verdict: str, because: str = "") -> None:
+    """Give a verdict on one statement of the sources: keep it for the page of verdicts, and show it as a box.
+
+    Args:
+        name: the statement's id, such as ``"R10"``.
+        measured: what this run found, in words and figures.
+        verdict: ``"holds"``, ``"holds if"``, ``"changed"`` or ``"does not hold"``.
+        because: the condition, the change or the truth; needed unless the claim holds.
+
+    Raises:
+        ClaimError: for an id or verdict that does not exist, or an explanation that is missing. Nothing is kept then.
+        WriteError: if the results folder cannot be written.
+
+    >>> settle("R100", measured="nothing", verdict="holds")
+    Traceback (most recent call last):
+        ...
+    qhelpers.book.claims.ClaimError: There is no claim 'R100'; the ids are R1 to R27 and V1 to V30.
+    """
+    if name not in statements():
+        raise ClaimError(f"There is no claim {name!r}; the ids are R1 to R27 and V1 to V30.")
+    if verdict not in VERDICTS:
+        raise ClaimError(f"{verdict!r} is no verdict; choose one of: {', '.join(VERDICTS)}.")
+    if not measured.strip():
+        raise ClaimError(f"Claim {name} says nothing of what was measured.")
+    if verdict != "holds" and not because.strip():
+        raise ClaimError(f"Claim {name} with the verdict {verdict!r} needs because=….")
+    claim = {"id": name, "measured": measured, "verdict": verdict, "because": because}
+    chapter.record(f"claim-{name}", claim)
+    display(HTML(claim_box(claim)))  # type: ignore[no-untyped-call]
+
+
+def claim_box(claim: dict[str, str], footer: str = "") -> str:
+    """The box in which a claim is shown, as HTML.
+
+    Args:
+        claim: what :func:`settle` keeps of it.
+        footer: more HTML for the end of the box.
+
+    >>> "R10 · holds" in claim_box({"id": "R10", "measured": "yes", "verdict": "holds", "because": ""})
+    True
+    """
+    name, verdict, because = claim["id"], claim["verdict"], claim["because"]
+    explained = f"<p><b>{verdict.capitalize()}:</b> {as_html(because)}</p>" if because else ""
+    return (
+        f'<div class="qb-claim qb-{verdict.replace(" ", "-")}">'
+        f'<p><span class="qb-verdict">{name} · {verdict}</span> <i>{as_html(statements()[name]["statement"])}</i></p>'
+        f"<p><b>Measured:</b> {as_html(claim['measured'])}</p>{explained}{footer}</div>"
+    )
+
+
+def settled() -> dict[str, dict[str, str]]:
+    """The claims that the chapters have settled: id to record, in the order of the statements.
+
+    Raises:
+        ClaimError: if a file among the results is no record of a claim.
+
+    >>> settled()
+    {}
+    """
+    found = {}
+    for path in (path for folder in chapter.gathered_folders() for path in sorted(folder.glob("claim-*.json"))):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found[record["id"]] = {name: str(record[name]) for name in ("id", "measured", "verdict", "because")}
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ClaimError(f"{path.name} is no record of a claim ({error}): run its chapter again.") from error
+    return {name: found[name] for name in statements() if name in found}

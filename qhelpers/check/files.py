@@ -1,0 +1,287 @@
+"""Exported model files: written whole or not at all, loaded with errors that say what is wrong.
+
+ExecuTorch names an error by its number and writes the reason to the process's standard error; TorchScript's and
+ONNX Runtime's messages speak of archives and protocol buffers. The loaders here say what the file is instead, and
+what was wrong with an input.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from qhelpers import atomic, engines, guards, metrics
+
+FORMATS = {".pte": "ExecuTorch", ".ptl": "lite interpreter", ".onnx": "ONNX"}
+LEAST_SQNR_DB = 10.0  # a file whose outputs are further from what they should be is not kept
+
+
+class ExportError(RuntimeError):
+    """An exported file cannot be written, or is not what it should be."""
+
+
+class FileFormatError(ExportError):
+    """The file is missing, cut off, damaged, or of another format."""
+
+
+class InputError(ExportError):
+    """The exported file takes inputs of another shape or type."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model read from an exported file; call it with one float32 tensor."""
+
+    name: str  # of the file
+    shape: tuple[int | None, ...] | None  # of its input; None for any size, or where only the runtime knows
+    run: Callable[[Tensor], Tensor]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The file's output for ``images``.
+
+        Raises:
+            InputError: if the type is not float32, or the shape is not that of the file.
+        """
+        if images.dtype != torch.float32:
+            raise InputError(f"{self.name} takes float32, got {str(images.dtype).removeprefix('torch.')}.")
+        if self.shape is not None and not _fits(images.shape, self.shape):
+            raise _wrong_shape(self.name, images.shape, self.shape)
+        return self.run(images)
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    return len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True))
+
+
+def _wrong_shape(name: str, shape: Sequence[int], wanted: Sequence[int | None]) -> InputError:
+    shown = ", ".join("any" if size is None else str(size) for size in wanted)
+    hint = ""
+    if _fits(shape[1:], wanted[1:]):
+        hint = f" It was exported for a batch of {wanted[0]}: split the batch, or export a dynamic one."
+    return InputError(f"{name} takes ({shown}), got {tuple(shape)}.{hint}")
+
+
+# --- writing -----------------------------------------------------------------------------------------
+
+
+def save_checked(
+    path: Path,
+    write: Callable[[Path], Any],
+    load: Callable[[Path], Callable[[Tensor], Tensor]],
+    example: Tensor,
+    expected: Tensor,
+) -> float:
+    """Write an exported file, load it, run it, and only then let it take the place of an older one.
+
+    Args:
+        path: the file; its folder must exist.
+        write: writes the file to the path that it is given.
+        load: reads it, such as :func:`load_pte`.
+        example: an input.
+        expected: the output that it should have for it, from the model that was exported.
+
+    Returns:
+        Size of the file in MB (1 MB = 1e6 bytes).
+
+    Raises:
+        ExportError: if it cannot be written there, or its outputs have not the shape of the expected ones, are
+            not finite, or lie more than noise away (an SQNR below 10 dB). An older file is still there then.
+        FileFormatError: if what was written cannot be read back.
+
+    >>> def write(path):
+    ...     torch.save(torch.ones(2), path)
+    >>> def load(path):
+    ...     return lambda x: x * torch.load(path, weights_only=True)
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_checked(Path(folder) / "m.pt2", write, load, torch.ones(2), expected=-torch.ones(2))
+    Traceback (most recent call last):
+        ...
+    qhelpers.check.files.ExportError: m.pt2 was not kept: its outputs are not those of the model (SQNR -6.0 dB).
+    """
+    if not path.parent.is_dir():
+        raise ExportError(f"{path.name} cannot be written: there is no folder {path.parent}.")
+    try:
+        with atomic.replacing(path) as part:
+            try:
+                write(part)
+            except (OSError, RuntimeError) as error:  # PyTorch's writers raise the second kind on a full disk
+                raise ExportError(f"{path.name} cannot be written: {_reason(error)}.") from error
+            with torch.inference_mode():
+                found = load(part)(example)
+            if found.shape != expected.shape:
+                raise ExportError(
+                    f"{path.name} was not kept: it gives {tuple(found.shape)}, the model {tuple(expected.shape)}."
+                )
+            decibels = -math.inf if bool(found.isinf().any()) else metrics.sqnr_db(expected, found)
+            if not decibels >= LEAST_SQNR_DB:  # also if it is no number
+                raise ExportError(
+                    f"{path.name} was not kept: its outputs are not those of the model (SQNR {decibels:.1f} dB)."
+                )
+    except atomic.WriteError as error:
+        raise ExportError(str(error)) from error
+    return path.stat().st_size / 1e6
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or guards.first_line(error)
+
+
+# --- loading -----------------------------------------------------------------------------------------
+
+
+def load_pte(path: Path, threads: int = 1) -> Loaded:
+    """Load a file of ExecuTorch with its runtime.
+
+    Args:
+        path: the ``.pte`` file, with one float32 input and one output.
+        threads: of the runtime, for this and every other file in the process.
+
+    Raises:
+        FileFormatError: if it is missing, cut off, damaged or no such file; with the runtime's own reason.
+        ExportError: if the runtime lacks a backend or an operator that the file needs.
+
+    >>> load_pte(Path("no-such-file.pte"))
+    Traceback (most recent call last):
+        ...
+    qhelpers.check.files.FileFormatError: no-such-file.pte cannot be loaded: there is no such file.
+    """
+    _check_file(path, ".pte", lambda head: head[4:6] == b"ET")
+    guards.require_packages("deploy", "executorch")
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+    from executorch.runtime import Runtime
+
+    with _listening():
+        _unsafe_reset_threadpool(threads)  # says so
+    try:
+        with _listening() as said:
+            program = Runtime.get().load_program(path)
+    except RuntimeError as error:
+        raise FileFormatError(f"{path.name} is cut off or damaged: {said.reason or error}") from error
+    try:
+        with _listening() as said:
+            method = program.load_method("forward")
+            meta = program.metadata("forward").input_tensor_meta(0)
+    except RuntimeError as error:
+        there = ", ".join(Runtime.get().backend_registry.registered_backend_names)
+        raise ExportError(
+            f"{path.name} cannot be prepared: {said.reason or error} This runtime has the backends {there}."
+        ) from error
+    assert method is not None
+
+    def run(images: Tensor) -> Tensor:
+        try:
+            with _listening() as said:
+                outputs: Sequence[Tensor] = method.execute([images])
+        except RuntimeError as error:
+            if tuple(images.shape) != tuple(meta.sizes()):  # those of the file; the largest, if it is dynamic
+                raise _wrong_shape(path.name, images.shape, meta.sizes()) from error
+            raise ExportError(f"{path.name} failed: {said.reason or error}") from error
+        return outputs[0].clone()  # the runtime writes the next output to the same place
+
+    return Loaded(path.name, None, run)
+
+
+def load_onnx(path: Path, threads: int = 1) -> Loaded:
+    """Load an ONNX file with ONNX Runtime, on the CPU.
+
+    Raises:
+        FileFormatError: if it is missing, cut off, damaged or no such file.
+
+    >>> load_onnx(Path("no-such-file.onnx"))
+    Traceback (most recent call last):
+        ...
+    qhelpers.check.files.FileFormatError: no-such-file.onnx cannot be loaded: there is no such file.
+    """
+    _check_file(path, ".onnx", lambda head: head[:1] == b"\x08")  # the first field: the version, a varint
+    guards.require_packages("deploy", "onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own exception types have no common base
+        raise FileFormatError(f"{path.name} is cut off or damaged: {guards.first_line(error)}") from error
+    entry = session.get_inputs()[0]
+    shape = tuple(size if isinstance(size, int) else None for size in entry.shape)
+    return Loaded(path.name, shape, lambda x: torch.from_numpy(session.run(None, {entry.name: x.numpy()})[0]))
+
+
+def load_lite(path: Path, engine: str | None = None, shape: Sequence[int | None] | None = None) -> Loaded:
+    """Load a file of the lite interpreter; its int8 weights are packed for an engine while they are read.
+
+    Args:
+        path: the ``.ptl`` file.
+        engine: to pack for, and to run under; if None, the one that is set.
+        shape: of its input, which the file does not tell, None for any size; if it is None itself, not checked.
+
+    Raises:
+        FileFormatError: if it is missing, cut off, damaged or no such file.
+        EngineError: if this build lacks the engine.
+
+    >>> load_lite(Path("no-such-file.ptl"))
+    Traceback (most recent call last):
+        ...
+    qhelpers.check.files.FileFormatError: no-such-file.ptl cannot be loaded: there is no such file.
+    """
+    from torch.jit.mobile import _load_for_lite_interpreter
+
+    chosen = engines.check_engine(engine or torch.backends.quantized.engine)
+    _check_file(path, ".ptl", lambda head: head[:2] == b"PK")
+    try:
+        with engines.using_engine(chosen):
+            module = _load_for_lite_interpreter(str(path))  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise FileFormatError(f"{path.name} is cut off or damaged: {guards.first_line(error)}") from error
+
+    def run(images: Tensor) -> Tensor:
+        with engines.using_engine(chosen):
+            outputs: Tensor = module(images)
+            return outputs
+
+    return Loaded(path.name, None if shape is None else tuple(shape), run)
+
+
+def _check_file(path: Path, wanted: str, is_one: Callable[[bytes], bool]) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path.name} cannot be loaded: there is no such file.") from error
+    except OSError as error:
+        raise FileFormatError(f"{path.name} cannot be loaded: {error.strerror}.") from error
+    if not is_one(head):
+        _refuse_format(path, wanted, head)
+
+
+def _refuse_format(path: Path, wanted: str, head: bytes) -> NoReturn:
+    kinds = {b"PK": "a zip archive, as .ptl, .pt and .pt2 are", b"\x08": "an ONNX file, perhaps"}
+    seen = "empty" if not head else next((kind for start, kind in kinds.items() if head.startswith(start)), "")
+    seen = "an ExecuTorch file" if head[4:6] == b"ET" else seen or "something else, or damaged"
+    raise FileFormatError(f"{path.name} is no {FORMATS[wanted]} file ({wanted}): it is {seen}.")
+
+
+@dataclass
+class _Said:
+    """What a block of the runtime's calls wrote to standard error."""
+
+    reason: str = ""
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[_Said]:
+    said, caught = _Said(), io.StringIO()
+    try:
+        with contextlib.redirect_stderr(caught):  # the runtime's C++ writes to Python's stream
+            yield said
+    finally:
+        lines = [line for line in caught.getvalue().splitlines() if "cpuinfo" not in line]
+        said.reason = lines[0].partition("] ")[2] if lines else ""

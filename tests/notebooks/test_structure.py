@@ -1,0 +1,195 @@
+"""The notebooks' structure: what a reader may rely on in every chapter."""
+
+import ast
+import importlib
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qhelpers.book import claims
+from tools.common import notebooks
+from tools.imports import code_of
+
+Cell = dict[str, Any]
+NOTEBOOKS = notebooks()
+MOST_LINES = 25  # of a cell that is read
+UNREAD = {"hide-input", "hide-cell", "remove-input", "remove-cell"}  # what the page folds away or leaves out
+# A number with a unit, or a factor: 3.6 MB, 12 ms, 98 %, 2.5 ×
+MEASURED = re.compile(r"(?<![\w`.])\d+(?:[.,]\d+)?\s?(?:MB|GB|kB|ms|s|µs|%|×|times|points|dB)(?![\w])")
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list[Cell]:
+    found: list[Cell] = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+    return found
+
+
+def source(cell: Cell) -> str:
+    return "".join(cell["source"])
+
+
+def tagged(path: Path, tag: str) -> list[Cell]:
+    return [cell for cell in cells(path, "code") if tag in cell["metadata"].get("tags", [])]
+
+
+def unglued(markdown: str) -> list[str]:
+    """Numbers with units in prose that no run has computed."""
+    prose = re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)
+    prose = re.sub(r"\{glue:text\}`[^`]*`|`[^`]*`|\$[^$]*\$", "", prose)
+    return MEASURED.findall(prose)
+
+
+def claimed(path: Path) -> list[str]:
+    """Ids of the claims that a notebook settles, read from its syntax tree."""
+    found = []
+    for node in ast.walk(ast.parse(code_of(path))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "claims.settle":
+            arguments = [*node.args, *(word.value for word in node.keywords if word.arg == "name")]
+            found += [arguments[0].value] if isinstance(arguments[0], ast.Constant) else []
+    return found
+
+
+@every_notebook
+def test_committed_without_outputs(path: Path) -> None:
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells(path, "code"))
+
+
+@every_notebook
+def test_cannot_pass_with_errors(path: Path) -> None:
+    notebook = json.loads(path.read_text())
+    assert "allow_errors" not in json.dumps(notebook["metadata"])
+    assert not tagged(path, "raises-exception"), "use chapter.expected_error, which checks type and message"
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+
+
+@every_notebook
+def test_names_are_hyphenated(path: Path) -> None:
+    assert re.fullmatch(r"[a-z0-9-]+", path.stem)
+
+
+@every_notebook
+def test_cells_that_are_read_are_short(path: Path) -> None:
+    for cell in cells(path, "code"):
+        if UNREAD.isdisjoint(cell["metadata"].get("tags", [])):
+            assert len(cell["source"]) <= MOST_LINES, cell["id"]
+
+
+@every_notebook
+def test_names_taken_from_the_package_exist(path: Path) -> None:
+    tree = ast.parse(code_of(path))
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "qhelpers":
+            for alias in node.names:
+                value = getattr(importlib.import_module(str(node.module)), alias.name, None)
+                modules[alias.asname or alias.name] = value or importlib.import_module(f"{node.module}.{alias.name}")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            assert hasattr(modules[node.value.id], node.attr), ast.unparse(node)
+
+
+@every_notebook
+def test_begins_with_title_and_setup(path: Path) -> None:
+    first, second = json.loads(path.read_text())["cells"][:2]
+    assert source(first).startswith("# ")
+    assert "setup" in second["metadata"]["tags"]
+
+
+@every_notebook
+def test_measured_numbers_in_prose_are_glued(path: Path) -> None:
+    found = {cell["id"]: unglued(source(cell)) for cell in cells(path, "markdown")}
+    assert not {name: numbers for name, numbers in found.items() if numbers}
+
+
+@every_notebook
+def test_glue_keys_are_used_once_and_exist(path: Path) -> None:
+    used = set(re.findall(r"\{glue:text\}`([^`]+)`", "\n".join(source(cell) for cell in cells(path, "markdown"))))
+    code = "\n".join(source(cell) for cell in cells(path, "code"))
+    named = set(re.findall(r"[\"']([a-z0-9]+(?:-[a-z0-9]+)*)[\"']", code))
+    patterns = [re.escape(key) for key in re.findall(r"glue\(\s*f\"([^\"]+)\"", code)]
+    patterns = [re.sub(r"\\\{.*?\\\}", ".+", pattern) for pattern in patterns]
+    unknown = {key for key in used - named if not any(re.fullmatch(pattern, key) for pattern in patterns)}
+    assert not unknown
+
+
+@every_notebook
+def test_claims_exist_and_belong_to_the_chapter(path: Path) -> None:
+    found = claimed(path)
+    assert len(found) == len(set(found)), "a claim is checked once"
+    owned = {name for name, one in claims.statements().items() if one["chapter"] == path.stem}
+    assert set(found) <= set(claims.statements())
+    assert set(found) <= owned, "each claim is recorded in its own chapter"
+
+
+def test_the_book_settles_claims() -> None:
+    assert len([name for path in NOTEBOOKS for name in claimed(path)]) == len(claims.statements())
+
+
+@every_notebook
+def test_a_finished_chapter_leaves_no_claim_unchecked(path: Path) -> None:
+    if json.loads(path.read_text())["metadata"]["book"]["finished"]:
+        owned = {name for name, one in claims.statements().items() if one["chapter"] == path.stem}
+        assert owned - set(claimed(path)) == set()
+
+
+def exercises() -> list[Any]:
+    found = []
+    for path in NOTEBOOKS:
+        parts = [tagged(path, f"exercise-{part}") for part in ("stub", "solution", "check")]
+        assert len({len(part) for part in parts}) == 1, f"{path.stem}: a stub, a solution and a check for each exercise"
+        for number, (stub, solution, check) in enumerate(zip(*parts, strict=True), start=1):
+            codes = [source(cell) for cell in (stub, solution, check)]
+            found.append(pytest.param(path, *codes, id=f"{path.stem}-{number}"))
+    return found
+
+
+def run_cells(path: Path, *codes: str) -> None:
+    """Run a notebook's setup cells and then some code, as a reader would who skips the rest."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for code in [*(source(cell) for cell in tagged(path, "setup")), *codes]:
+            exec(compile(code, str(path), "exec"), names)
+
+
+@pytest.mark.parametrize(("path", "stub", "solution", "check"), exercises())
+def test_an_exercise_accepts_its_solution(path: Path, stub: str, solution: str, check: str, one_thread: None) -> None:
+    run_cells(path, stub, solution, check)
+
+
+@pytest.mark.parametrize(("path", "stub", "solution", "check"), exercises())
+def test_an_exercise_rejects_its_stub(path: Path, stub: str, solution: str, check: str, one_thread: None) -> None:
+    with pytest.raises(AssertionError):
+        run_cells(path, stub, check)
+
+
+@pytest.mark.parametrize(
+    "prose", ["It takes 3.6 MB.", "It is 2.5 times faster.", "98 % are right", "about 12 ms each", "loses 3 points"]
+)
+def test_the_check_of_prose_finds_numbers(prose: str) -> None:
+    assert unglued(prose)
+
+
+@pytest.mark.parametrize("prose", ["{glue:text}`mb` MB", "`3.6 MB`", "three times", "8-bit", "int8 × 2", "V1", "4 s8"])
+def test_the_check_of_prose_lets_the_rest_pass(prose: str) -> None:
+    assert not unglued(prose)
+
+
+def test_the_quantizer_for_arm_gets_one_scale_for_each_channel(one_thread: None) -> None:
+    """No machine of ours takes that branch of the chapter, but its configuration is plain Python."""
+    path = next(path for path in NOTEBOOKS if path.stem == "eager-to-pt2e")
+    by_id = {cell["id"]: source(cell) for cell in cells(path, "code")}
+    check = """
+net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 2)).eval(), torch.ones(2, 3, 6, 6)
+arm_quantizer = arm.ArmInductorQuantizer().set_global(arm_config_per_channel())
+prepared = prepare_pt2e(torch.export.export(net, (x,)).module(), arm_quantizer)
+prepared(x)
+names = [n.target.__name__ for n in convert_pt2e(prepared).graph.nodes if n.op == "call_function"]
+assert names.count("dequantize_per_channel.default") == 2, names
+"""
+    run_cells(path, by_id["pt2e"], check)

@@ -1,0 +1,545 @@
+"""The tools that run, build and check: they reuse what is current, and they are able to fail."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qhelpers import engines
+from tools import build_site, check_arm_like, check_offline, check_repeat, check_site, common, run_notebooks
+
+PROJECT = common.ROOT
+WEIGHTS = "mobilenet_v2_qnnpack_37f702c5.pth"
+PIN = "torch==2.14.1 torchvision==0.29.1"
+
+
+def notebook(*code: str, **book: bool) -> str:
+    cells = [
+        {"cell_type": "code", "execution_count": None, "id": f"c{i}", "metadata": {}, "outputs": [], "source": [text]}
+        for i, text in enumerate(code)
+    ]
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}, "book": book}
+    return json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+
+
+@pytest.fixture
+def small_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A book of one page and one notebook, with the tools turned towards it."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "qhelpers").mkdir()
+    (tmp_path / "qhelpers" / "helper.py").write_text("x = 1")
+    (tmp_path / "requirements.txt").write_text("")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/intro\nchapters:\n- file: book/one\n")
+    (tmp_path / "book" / "intro.md").write_text("# Hello")
+    (tmp_path / "book" / "one.ipynb").write_text(notebook("print(6 * 7)"))
+    for module in (common, run_notebooks, build_site):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    for name in ("EXECUTED", "RESULTS"):
+        monkeypatch.setattr(run_notebooks, name, tmp_path / "build" / name.lower())
+    monkeypatch.setattr(run_notebooks, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(run_notebooks, "notebooks", lambda: common.notebooks(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["run_notebooks"])
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    return tmp_path
+
+
+def outputs(book: Path) -> list[str]:
+    executed = json.loads((book / "build" / "executed" / "one.ipynb").read_text())
+    return ["".join(cell["outputs"][0]["text"]) for cell in executed["cells"] if cell["outputs"]]
+
+
+# --- running -----------------------------------------------------------------------------------------
+
+
+def test_a_notebook_is_run_once_and_then_reused(small_book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_notebooks.main() == 0
+    assert outputs(small_book) == ["42\n"]
+    assert run_notebooks.main() == 0
+    assert "one: unchanged" in capsys.readouterr().out
+    committed = json.loads((small_book / "book" / "one.ipynb").read_text())
+    assert committed["cells"][0]["outputs"] == [], "the source stays as it was"
+
+
+IMPORTS = ("from qhelpers import helper", "run('from qhelpers.room import used')")  # the second: another process's code
+
+
+@pytest.fixture
+def executed_copy(small_book: Path) -> Path:
+    """A current copy of a notebook that reaches two modules and their data; returns the notebook."""
+    package = small_book / "qhelpers"
+    (package / "helper.py").write_text("import json\nDATA = open('data.json')\n")
+    (package / "data.json").write_text("{}")
+    (package / "other.json").write_text("{}")
+    (package / "room").mkdir()
+    for name, code in {"__init__": "", "used": "from qhelpers import deep", "unused": ""}.items():
+        (package / "room" / f"{name}.py").write_text(code)
+    (package / "deep.py").write_text("FOLDER = 'weights'")
+    (package / "weights").mkdir()
+    (package / "weights" / "a.pt").write_text("1")
+    one = small_book / "book" / "one.ipynb"
+    one.write_text(notebook(*IMPORTS))
+    run_notebooks.EXECUTED.mkdir(parents=True)
+    (run_notebooks.EXECUTED / "one.ipynb").write_text(one.read_text())
+    run_notebooks.stamp_file(one).write_text(json.dumps({"hash": run_notebooks.inputs_hash(one)}))
+    assert run_notebooks.is_current(one)
+    return one
+
+
+REACHED = ["qhelpers/helper.py", "qhelpers/data.json", "qhelpers/room/__init__.py", "qhelpers/room/used.py"]
+REACHED += ["qhelpers/deep.py", "qhelpers/weights/a.pt", "book/one.ipynb", "requirements.txt"]
+
+
+@pytest.mark.parametrize("changed", REACHED)
+def test_a_change_of_what_a_chapter_reaches_makes_its_copy_stale(
+    small_book: Path, executed_copy: Path, changed: str
+) -> None:
+    path = small_book / changed
+    path.write_text(path.read_text() + " ")
+    assert not run_notebooks.is_current(executed_copy)
+
+
+@pytest.mark.parametrize("changed", ["qhelpers/room/unused.py", "qhelpers/other.json", "qhelpers/new.py"])
+def test_a_change_of_what_no_import_reaches_does_not(small_book: Path, executed_copy: Path, changed: str) -> None:
+    (small_book / changed).write_text("x = 2")
+    assert run_notebooks.is_current(executed_copy)
+
+
+@pytest.mark.parametrize("changed", ["Python", "torch", "processor", "weights source"])
+def test_another_environment_makes_a_copy_stale(
+    small_book: Path, executed_copy: Path, changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if changed == "Python":
+        monkeypatch.setattr(run_notebooks.platform, "python_version", lambda: "3.99.0")
+    elif changed == "torch":
+        monkeypatch.setattr(run_notebooks.importlib.metadata, "version", lambda name: "9.9")
+    elif changed == "processor":
+        monkeypatch.setattr(engines, "cpu_name", lambda: "another processor")
+    else:
+        cache = small_book / "torch_home" / "hub" / "checkpoints"
+        cache.mkdir(parents=True)
+        (cache / WEIGHTS).write_text("x")
+    assert not run_notebooks.is_current(executed_copy)
+
+
+def test_force_runs_again(
+    small_book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_notebooks.main()
+    monkeypatch.setattr(sys, "argv", ["run_notebooks", "--force"])
+    run_notebooks.main()
+    assert capsys.readouterr().out.count("one: executed in") == 2
+
+
+def test_a_failing_notebook_fails_and_keeps_the_previous_copy(
+    small_book: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_notebooks.main()
+    (small_book / "book" / "one.ipynb").write_text(notebook("print(1)", "assert False"))
+    assert run_notebooks.main() == 1
+    assert "failed: one" in capsys.readouterr().out
+    assert outputs(small_book) == ["42\n"]
+    assert not run_notebooks.is_current(small_book / "book" / "one.ipynb")
+
+
+def test_a_notebook_that_fills_the_hub_cache_is_reused_afterwards(small_book: Path) -> None:
+    target = small_book / "torch_home" / "hub" / "checkpoints" / WEIGHTS
+    code = f"import pathlib; p = pathlib.Path({str(target)!r}); p.parent.mkdir(parents=True); p.write_text('x')"
+    (small_book / "book" / "one.ipynb").write_text(notebook(code))
+    assert run_notebooks.main() == 0
+    assert target.is_file()
+    assert run_notebooks.is_current(small_book / "book" / "one.ipynb")
+
+
+def test_a_run_that_was_cut_off_starts_again(small_book: Path) -> None:
+    one = small_book / "book" / "one.ipynb"
+    half = small_book / "build" / "running" / "one"
+    half.mkdir(parents=True)
+    (half / "one.ipynb").write_text("{")
+    run_notebooks.EXECUTED.mkdir(parents=True)
+    (run_notebooks.EXECUTED / "one.ipynb").write_text("{")  # a copy without its stamp
+    run_notebooks.stamp_file(one).write_text('{"hash": ')  # a stamp that was cut off
+    assert not run_notebooks.is_current(one)
+    assert run_notebooks.main() == 0
+    assert outputs(small_book) == ["42\n"]
+
+
+def test_results_of_removed_notebooks_are_forgotten(small_book: Path) -> None:
+    (run_notebooks.RESULTS / "gone").mkdir(parents=True)
+    run_notebooks.main()
+    assert not (run_notebooks.RESULTS / "gone").exists()
+
+
+GATHER = """
+import os, pathlib
+print([pathlib.Path(folder).name for folder in os.environ["QHELPERS_CURRENT"].split(os.pathsep) if folder])
+"""
+
+
+@pytest.fixture
+def gathering_book(small_book: Path) -> Path:
+    """The small book with a second chapter, and a page before both that gathers their results."""
+    (small_book / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nchapters:\n- file: book/all\n- file: book/one\n- file: book/two\n"
+    )
+    (small_book / "book" / "all.ipynb").write_text(notebook(GATHER, gathers_results=True))
+    (small_book / "book" / "two.ipynb").write_text(notebook("2"))
+    return small_book
+
+
+def test_a_gathering_notebook_runs_last_and_depends_on_results(gathering_book: Path) -> None:
+    gathering = gathering_book / "book" / "all.ipynb"
+    assert [path.stem for path in common.notebooks(gathering_book)] == ["one", "two", "all"]
+    assert run_notebooks.main() == 0
+    before = run_notebooks.inputs_hash(gathering)
+    (run_notebooks.RESULTS / "one").mkdir(parents=True)
+    (run_notebooks.RESULTS / "one" / "claim.json").write_text("{}")
+    assert run_notebooks.inputs_hash(gathering) != before
+
+
+def test_a_gathering_notebook_is_handed_the_chapters_that_are_current(gathering_book: Path) -> None:
+    def gathered() -> str:
+        executed = json.loads((run_notebooks.EXECUTED / "all.ipynb").read_text())
+        return "".join(executed["cells"][0]["outputs"][0]["text"])
+
+    assert run_notebooks.main() == 0
+    assert gathered() == "['one', 'two']\n"
+    (gathering_book / "book" / "one.ipynb").write_text(notebook("assert False"))
+    (run_notebooks.RESULTS / "two").mkdir(parents=True)
+    (run_notebooks.RESULTS / "two" / "claim.json").write_text("{}")
+    assert run_notebooks.main() == 1
+    assert gathered() == "['two']\n", "a chapter that failed hands over nothing"
+
+
+def test_a_missing_page_is_named(small_book: Path) -> None:
+    (small_book / "book" / "one.ipynb").unlink()
+    with pytest.raises(FileNotFoundError, match=r"_toc\.yml names book/one"):
+        common.toc_pages(small_book)
+
+
+def test_a_site_is_not_built_from_stale_copies(small_book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_site, "notebooks", lambda: common.notebooks(small_book))
+    with pytest.raises(SystemExit, match=r"Run the notebooks first.*one"):
+        build_site.main()
+
+
+@pytest.fixture
+def small_site(small_book: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The small book's tools for building, with the notebook run."""
+    monkeypatch.setattr(build_site, "notebooks", lambda: common.notebooks(small_book))
+    monkeypatch.setattr(build_site, "toc_pages", lambda: common.toc_pages(small_book))
+    monkeypatch.setattr(build_site, "EXECUTED", small_book / "build" / "executed")
+    monkeypatch.setattr(build_site, "STAGE", small_book / "build" / "site")
+    monkeypatch.setattr(build_site, "STAMP", small_book / "build" / "site.sha256")
+    monkeypatch.setattr(build_site, "SITE", small_book / "_build" / "html")
+    settings = (PROJECT / "_config.yml").read_text()
+    (small_book / "_config.yml").write_text(settings)
+    (small_book / "book" / "references.bib").write_text("")
+    (small_book / "book" / "_static").mkdir()
+    (small_book / "book" / "_static" / "book.css").write_text("")
+    (small_book / "book" / "one.ipynb").write_text(
+        notebook("print(6 * 7)").replace(
+            '"cells": [', '"cells": [{"cell_type": "markdown", "id": "t", "metadata": {}, "source": ["# One"]}, '
+        )
+    )
+    (small_book / "tools").mkdir()
+    run_notebooks.main()
+    return small_book
+
+
+def test_a_site_is_published_once_and_then_reused(small_site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_site.main()
+    assert "42" in (small_site / "_build" / "html" / "book" / "one.html").read_text()
+    build_site.main()
+    assert "site: unchanged" in capsys.readouterr().out
+    (small_site / "_build" / "html" / "book" / "one.html").write_text("written over by another build")
+    build_site.main()
+    assert "42" in (small_site / "_build" / "html" / "book" / "one.html").read_text()
+
+
+def test_what_lint_jupyter_and_a_reader_leave_beside_the_notebooks_is_no_part_of_the_site(
+    small_site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_site.main()
+    for folder in (".ruff_cache", ".ipynb_checkpoints", "worksheet-results", "qhelpers-results"):
+        (small_site / "book" / folder).mkdir()
+        (small_site / "book" / folder / "left.md").write_text("# Left here")
+    capsys.readouterr()
+    build_site.main()
+    assert "site: unchanged" in capsys.readouterr().out
+    build_site.stage()
+    assert not list(build_site.STAGE.rglob("left.md"))
+
+
+@pytest.mark.parametrize("fault", ["# Hello\n\n{term}`nowhere`", "# Hello\n\n![](data:image/png;base64,aaaa)"])
+def test_a_warning_or_a_problem_keeps_the_previous_site(small_site: Path, fault: str) -> None:
+    build_site.main()
+    (small_site / "book" / "intro.md").write_text(fault)
+    with pytest.raises(SystemExit, match=r"previous site was left as it was|was not published"):
+        build_site.main()
+    assert "Hello" in (small_site / "_build" / "html" / "book" / "intro.html").read_text()
+    assert "nowhere" not in (small_site / "_build" / "html" / "book" / "intro.html").read_text()
+
+
+# --- checking ----------------------------------------------------------------------------------------
+
+GOOD = (
+    "<article><h1>T</h1><figure><img src='data:,' alt='A cat on a sofa, asleep.'><figcaption>Cat.</figcaption>"
+    "</figure><a href='https://example.org'>a link</a></article>"
+)
+
+
+def site(folder: Path, page: str) -> list[str]:
+    (folder / "index.html").write_text("x")
+    (folder / "p.html").write_text(page)
+    return check_site.problems(folder, [Path("p.md")])
+
+
+def test_a_good_page_has_no_problem(tmp_path: Path) -> None:
+    assert site(tmp_path, GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("<h1>T</h1>", "", "exactly one title"),
+        ("asleep.", "asleep. Traceback (most recent call last)", ""),
+        ("T</h1>", "T</h1>Traceback (most recent call last)", "shows a traceback"),
+        ("T</h1>", "T</h1><div class='cell_output'><div class='stderr'>oh</div></div>", "shows standard error: oh"),
+        ("A cat on a sofa, asleep.", "", "no useful alt text"),
+        ("A cat on a sofa, asleep.", "../_images/0a1b2c3d4e5f60718293a4b5c6d7e8f9.png", "no useful alt text"),
+        ("<figcaption>Cat.</figcaption>", "<figcaption> </figcaption>", "no caption"),
+        ("<figure>", "<svg role='img' aria-label='A cat on a sofa, asleep.'></svg><figure>", "outside a figure"),
+        ("</article>", "</article><script src='https://cdn.example/x.js'></script>", "another host"),
+        ("</article>", "</article><link rel='stylesheet' href='//cdn.example/x.css'>", "another host"),
+        (
+            "</article>",
+            "</article><script>const U = 'https://cdn.example/x.js'</script>",
+            "names a file of another host",
+        ),
+        ("data:,", "https://cdn.example/cat.png", "another host"),
+        ("</article>", "</article><style>@import 'https://cdn.example/f.css'</style>", "names a file of another host"),
+    ],
+)
+def test_a_bad_page_is_found(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    found = site(tmp_path, GOOD.replace(old, new))
+    assert (not found) if not problem else any(problem in one for one in found)
+
+
+def test_missing_pages_and_style_sheets_of_others_are_found(tmp_path: Path) -> None:
+    (tmp_path / "x.css").write_text("body { background: url(https://cdn.example/x.png) }")
+    found = check_site.problems(tmp_path, [Path("gone.md")])
+    assert len(found) == 3
+
+
+# --- the commands ------------------------------------------------------------------------------------
+
+
+def dry_run(*arguments: str, folder: Path = common.ROOT) -> str:
+    """What make would do in a fresh clone."""
+    command = ["make", "--dry-run", "VENV=/nowhere/venv", *arguments]
+    # What an outer make hands down (make test FORCE=1 runs these tests) is not for this one.
+    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "FORCE", "TORCH_INDEX")
+    env = {name: value for name, value in os.environ.items() if name not in outer}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, env=env).stdout
+
+
+def test_make_book_installs_executes_and_builds_in_this_order() -> None:
+    lines = dry_run("book")
+    steps = ["-m venv", "pip install --quiet -r requirements.txt", "pip check", "run_notebooks", "build_site"]
+    positions = [lines.index(step) for step in steps]
+    assert positions == sorted(positions)
+    assert "--index-url" not in lines
+
+
+def test_torch_index_fetches_torch_and_torchvision_there_first() -> None:
+    lines = dry_run("book", "TORCH_INDEX=https://download.pytorch.org/whl/cpu")
+    composed = f"/nowhere/venv/bin/pip install --index-url https://download.pytorch.org/whl/cpu {PIN}"
+    assert composed in lines
+    assert lines.index(composed) < lines.index("-r requirements.txt")
+
+
+def test_make_test_forces_on_demand() -> None:
+    assert "run_notebooks --force" in dry_run("test", "FORCE=1")
+    assert "--force" not in dry_run("test")
+
+
+def test_requirements_pin_everything_and_end_with_the_project() -> None:
+    lines = [line for line in (common.ROOT / "requirements.txt").read_text().splitlines() if line.strip()]
+    pins = [line for line in lines if not line.startswith("#")]
+    assert pins[-1] == "-e ."
+    assert all(line.count("==") == 1 for line in pins[:-1])
+    assert set(PIN.split()) <= set(pins)
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    text = (common.ROOT / "README.md").read_text()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    assert len(links) > 5
+    assert [link for link in links if not (common.ROOT / link).exists()] == []
+
+
+def two_runs(tmp_path: Path, second: dict[str, object]) -> tuple[Path, Path]:
+    row = dict.fromkeys(check_repeat.REPEATED, 1.0) | {"model": "float", "speed": 1.0}
+    folders = tmp_path / "first" / "one", tmp_path / "second"
+    for folder, rows in zip(folders, ([row], [row | second]), strict=True):
+        folder.mkdir(parents=True)
+        (folder / "rows-one.json").write_text(json.dumps({"rows": rows}))
+    return folders[0].parent, folders[1]
+
+
+def test_a_second_run_may_differ_in_speed(tmp_path: Path) -> None:
+    assert check_repeat.differences(*two_runs(tmp_path, {"speed": 1.2}), ["one"]) == ([], 1)
+
+
+def test_a_second_run_must_not_differ_in_accuracy(tmp_path: Path) -> None:
+    found, compared = check_repeat.differences(*two_runs(tmp_path, {"value": 0.9}), ["one"])
+    assert (found, compared) == (["one, float: value 1.0 then 0.9"], 1)
+
+
+def test_a_second_run_must_not_lose_a_row(tmp_path: Path) -> None:
+    first, second = two_runs(tmp_path, {})
+    (second / "rows-one.json").write_text(json.dumps({"rows": []}))
+    assert check_repeat.differences(first, second, ["one"]) == (["one: 1 rows, then 0"], 1)
+
+
+def test_a_chapter_that_did_not_run_twice_is_named(tmp_path: Path) -> None:
+    first, second = two_runs(tmp_path, {})
+    (second / "rows-one.json").unlink()
+    assert check_repeat.differences(first, second, ["one"]) == (["one: the second run left no rows"], 0)
+    assert check_repeat.differences(first, second, ["no-rows"]) == ([], 0)
+
+
+def test_each_chapter_is_due_once_in_five_commits_and_after_a_change() -> None:
+    names = [f"chapter-{i}" for i in range(12)]
+    turns = [check_repeat.due(names, commits, set()) for commits in range(100, 105)]
+    assert sorted(name for turn in turns for name in turn) == sorted(names)
+    assert max(map(len, turns)) == 3
+    assert check_repeat.due(names, 100, {"chapter-3", "gone"}) == ["chapter-0", "chapter-3", "chapter-5", "chapter-10"]
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_what_is_due_follows_from_the_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_repeat, "ROOT", tmp_path)
+    names = [f"chapter-{i}" for i in range(10)]
+    assert check_repeat.due_now(names) == names, "without git there is no turn, so everything is due"
+    (tmp_path / "book").mkdir()
+    git(tmp_path, "init", "--quiet")
+    for name in names[:2]:
+        (tmp_path / "book" / f"{name}.ipynb").write_text("{}")
+        git(tmp_path, "add", ".")
+        git(tmp_path, "commit", "--quiet", "-m", name)
+    assert check_repeat.due_now(names) == ["chapter-0", "chapter-1", "chapter-2", "chapter-7"]
+    for i in range(check_repeat.RECENT_COMMITS):
+        git(tmp_path, "commit", "--quiet", "--allow-empty", "-m", str(i))
+    assert check_repeat.due_now(names) == ["chapter-2", "chapter-7"]
+
+
+def test_nothing_is_repeated_beside_stale_copies(small_book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_repeat, "notebooks", lambda: common.notebooks(small_book))
+    with pytest.raises(SystemExit, match=r"Run the notebooks first.*one"):
+        check_repeat.main()
+
+
+def test_the_second_run_executes_what_was_chosen_and_keeps_its_results_to_itself(
+    small_site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import pathlib; p = pathlib.Path('qhelpers-results'); p.mkdir(); (p / 'rows-one.json').write_text('2')"
+    source = json.loads((small_site / "book" / "one.ipynb").read_text())
+    source["cells"][1]["source"] = [code + "; print(6 * 8)"]
+    (small_site / "book" / "one.ipynb").write_text(json.dumps(source))
+    monkeypatch.setattr(check_repeat, "STAGE", small_site / "build" / "alone")
+    monkeypatch.setattr(check_repeat, "notebooks", lambda: common.notebooks(small_site))
+    results = check_repeat.run_again([small_site / "book" / "one.ipynb"])
+    assert (results / "rows-one.json").read_text() == "2"
+    page = small_site / "build" / "alone" / "_build" / "html" / "book" / "one.html"
+    assert "48" in page.read_text()
+
+
+# --- without a network -------------------------------------------------------------------------------
+
+
+ASKS = """
+import json, os, pathlib, sys, urllib.request
+try:
+    urllib.request.urlopen("http://example.org")
+except OSError as error:
+    assert "cut for a test" in str(error)
+folder = pathlib.Path(os.environ["QHELPERS_RESULTS"])
+folder.mkdir()
+(folder / "weights.json").write_text(json.dumps({"source": "built-in", "waited_s": 0.1}))
+"""
+
+
+def offline(book: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> str:
+    """What the check says of a notebook whose first cell loads weights by ``code``, and whose second would fail."""
+    content = json.loads(notebook(code, "assert False"))
+    content["cells"][0]["metadata"]["tags"] = ["loads-weights"]
+    path = book / "book" / "one.ipynb"
+    path.write_text(json.dumps(content))
+    monkeypatch.setattr(check_offline, "BUILD", book / "build")
+    return check_offline.check(path, "refused")
+
+
+def test_only_the_part_that_loads_weights_is_run(small_book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "one up to its weights, network refused: waited 0.1 s" in offline(small_book, monkeypatch, ASKS)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("import json", "1 / 0; import json"), "failed with the network refused"),
+        (("urllib.request.urlopen", "print"), "never asked for the network"),
+        (("built-in", "hub cache"), "found weights without a network"),
+        (("0.1", "99"), "waited 99 s"),
+        (("folder.mkdir()", "folder.mkdir(); print('oh', file=sys.stderr)"), "writes to standard error .*oh"),
+    ],
+)
+def test_a_chapter_that_goes_wrong_without_a_network_is_named(
+    small_book: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, str], words: str
+) -> None:
+    with pytest.raises(SystemExit, match=words):
+        offline(small_book, monkeypatch, ASKS.replace(*change))
+
+
+def test_a_notebook_that_loads_no_weights_is_refused(small_book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_offline, "BUILD", small_book / "build")
+    with pytest.raises(SystemExit, match="no cell tagged loads-weights"):
+        check_offline.check(small_book / "book" / "one.ipynb", "refused")
+
+
+# --- as on ARM ---------------------------------------------------------------------------------------
+
+
+def arm_like(code: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(PROJECT / "tools" / "arm_like")}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=PROJECT)
+
+
+def test_hiding_leaves_the_engines_of_arm_and_macos() -> None:
+    done = arm_like(
+        "import torch; from qhelpers import engines\n"
+        "print(torch.backends.quantized.supported_engines, torch.backends.quantized.engine, engines.default_engine())"
+    )
+    assert done.stdout == "['qnnpack', 'none'] qnnpack qnnpack\n"
+
+
+@pytest.mark.parametrize("engine", ["x86", "fbgemm", "onednn"])
+def test_a_hidden_engine_cannot_be_set(engine: str) -> None:
+    done = arm_like(f"import torch; torch.backends.quantized.engine = {engine!r}")
+    assert f"quantized engine {engine} is not supported" in done.stderr
+
+
+def test_the_arm_like_check_notices_that_nothing_was_hidden(
+    small_book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(check_arm_like, "BUILD", small_book / "build")
+    assert check_arm_like.check([small_book / "book" / "one.ipynb"]) == ["one"]
+    assert "one, x86 engines hidden: FAILED" in capsys.readouterr().out

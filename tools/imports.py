@@ -1,0 +1,67 @@
+"""What a notebook or a module imports of this project, followed to every file that it reaches."""
+
+import ast
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.common import files_below
+
+
+def code_of(notebook: Path) -> str:
+    """A notebook's code cells as one piece of Python, without IPython's own lines."""
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    lines = [line for cell in cells for line in ["".join(cell["source"]), ""]]
+    return "\n".join(line for line in "\n".join(lines).splitlines() if not line.lstrip().startswith(("%", "!")))
+
+
+def imported_names(code: str) -> set[str]:
+    """Dotted names that Python code imports, at any depth; ``from a import b`` gives ``a.b``, which may be no module.
+
+    Code for another process, which stands in a string, counts as well.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import" in node.value:
+            with contextlib.suppress(SyntaxError, ValueError):  # what is prose
+                found |= imported_names(node.value)
+    return found
+
+
+def module_files(name: str, root: Path) -> list[Path]:
+    """The files of this project that importing a dotted name executes, its packages included."""
+    parts = name.split(".")
+    candidates = []
+    for end in range(1, len(parts) + 1):
+        place = root.joinpath(*parts[:end])
+        candidates += [place / "__init__.py", place.with_suffix(".py")]
+    return [path for path in candidates if path.is_file()]
+
+
+def reached_files(notebook: Path, root: Path) -> set[Path]:
+    """The modules of this project that a notebook's imports lead to, and the data files that these name.
+
+    A module names data by a string that is the name of a file or folder beside it, such as ``"weights"``.
+    """
+    found: set[Path] = set()
+    todo = imported_names(code_of(notebook))
+    while todo:
+        for path in module_files(todo.pop(), root):
+            if path not in found:
+                code = path.read_text(encoding="utf-8")
+                found |= {path, *_data_beside(path, code)}
+                todo |= imported_names(code)
+    return found
+
+
+def _data_beside(module: Path, code: str) -> Iterator[Path]:
+    beside = {path.name: path for path in module.parent.iterdir() if path.suffix not in (".py", ".pyc")}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in beside:
+            path = beside[node.value]
+            yield from files_below(path) if path.is_dir() else [path]
