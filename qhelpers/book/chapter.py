@@ -1,6 +1,7 @@
-"""How a chapter begins, what it expects to fail, and where it leaves its results."""
+"""What every chapter needs: how it begins, errors that it expects, words as HTML, and where it leaves its results."""
 
 import contextlib
+import html
 import json
 import logging
 import os
@@ -98,6 +99,16 @@ def expected_error(
         print(f"{seen.type_name}: {shown}")
     else:
         raise AssertionError(f"Nothing was raised; expected {kind} with {containing!r}.")
+
+
+def as_html(words: str) -> str:
+    """Escaped text in which backticks become code.
+
+    >>> as_html("`a` < b")
+    '<code>a</code> &lt; b'
+    """
+    parts = html.escape(words).split("`")
+    return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
 
 
 def results_folder() -> Path:

@@ -7,7 +7,6 @@ from pathlib import Path
 from IPython.display import HTML, display
 
 from qhelpers.book import chapter
-from qhelpers.check.page import as_html
 
 VERDICTS = ("holds", "holds if", "changed", "does not hold")
 
@@ -69,11 +68,12 @@ def claim_box(claim: dict[str, str], footer: str = "") -> str:
     True
     """
     name, verdict, because = claim["id"], claim["verdict"], claim["because"]
-    explained = f"<p><b>{verdict.capitalize()}:</b> {as_html(because)}</p>" if because else ""
+    statement = chapter.as_html(statements()[name]["statement"])
+    explained = f"<p><b>{verdict.capitalize()}:</b> {chapter.as_html(because)}</p>" if because else ""
     return (
         f'<div class="qb-claim qb-{verdict.replace(" ", "-")}">'
-        f'<p><span class="qb-verdict">{name} · {verdict}</span> <i>{as_html(statements()[name]["statement"])}</i></p>'
-        f"<p><b>Measured:</b> {as_html(claim['measured'])}</p>{explained}{footer}</div>"
+        f'<p><span class="qb-verdict">{name} · {verdict}</span> <i>{statement}</i></p>'
+        f"<p><b>Measured:</b> {chapter.as_html(claim['measured'])}</p>{explained}{footer}</div>"
     )
 
 

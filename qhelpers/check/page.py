@@ -25,7 +25,7 @@ def report_html(report: dict[str, Any]) -> str:
     """
     parts = []
     for title, section in report["sections"].items():
-        words = "".join(f"<p>{as_html(line)}</p>" for line in section["words"])
+        words = "".join(f"<p>{_with_code(line)}</p>" for line in section["words"])
         table = ""
         if rows := section["table"]:
             lines = ["".join(f"<th>{html.escape(column)}</th>" for column in rows[0])]
@@ -59,11 +59,7 @@ def write_report(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def as_html(words: str) -> str:
-    """Escaped text in which backticks become code.
-
-    >>> as_html("`a` < b")
-    '<code>a</code> &lt; b'
-    """
+def _with_code(words: str) -> str:
+    """Escaped words in which backticks become code."""
     parts = html.escape(words).split("`")
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
