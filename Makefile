@@ -18,7 +18,8 @@ notebooks: $(VENV)/installed ## the step that book and test share
 	$(BIN)/python -m tools.run_notebooks $(if $(FORCE),--force)
 
 test: $(VENV)/installed ## unit tests, doctests, structure tests, then every notebook
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --doctest-modules tests qhelpers
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not alone" --doctest-modules tests qhelpers
+	$(BIN)/python -m pytest -m alone tests
 	$(BIN)/python -m tools.run_notebooks $(if $(FORCE),--force)
 
 test-arm-like: $(VENV)/installed ## every chapter where PyTorch has no x86 engine, as on ARM and macOS

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+os.environ.setdefault("TQDM_DISABLE", "1")  # before tqdm is imported, as torch does
+
 import pytest
 import torch
-
-os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported
 
 from qhelpers.book import chapter
 from qhelpers.tasks import published

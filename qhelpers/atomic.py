@@ -16,10 +16,11 @@ class WriteError(OSError):
 def replacing(path: Path) -> Iterator[Path]:
     """Give a path to write to; what is there when the block ends without an error takes the place of ``path``.
 
-    The name of the file is that of ``path``, because archives keep it. Missing folders are made.
+    The part has the name of the file, because archives keep it. Missing folders are made, an older file's permissions
+    are kept, and a link is followed. What the block itself raises is passed on.
 
     Raises:
-        WriteError: if the folder cannot be made or takes no files, or something else stands in the file's place.
+        WriteError: if the folder cannot be made or takes no files, or something else than a file stands in its place.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(Path(folder) / "new" / "a.txt") as part:
@@ -27,27 +28,36 @@ def replacing(path: Path) -> Iterator[Path]:
     ...     [file.read_text() for file in Path(folder).rglob("*.*") if file.is_file()]
     ['all of it']
     """
+    path = Path(os.path.realpath(path))  # absolute, too: the block may change the working folder
+    if os.path.exists(path) and not path.is_file():
+        raise WriteError(f"{path.name} cannot be written into {path.parent}: something else has that name.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
     except OSError as error:
-        raise WriteError(f"{path.name} cannot be written into {path.parent}: {error.strerror}.") from error
+        raise _write_error(path, error) from error
     try:
         part = folder / path.name
         yield part
         try:
+            if path.exists():
+                shutil.copymode(path, part)
             os.replace(part, path)
         except OSError as error:
-            raise WriteError(f"{path.name} cannot be written into {path.parent}: {error.strerror}.") from error
+            raise _write_error(path, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_error(path: Path, error: OSError) -> WriteError:
+    return WriteError(f"{path.name} cannot be written into {path.parent}: {error.strerror}.")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8.
 
     Raises:
-        WriteError: as :func:`replacing`.
+        WriteError: as :func:`replacing`, or if the disk is full.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_text(Path(folder) / "a.txt", "0.5 × 2")
@@ -55,4 +65,7 @@ def write_text(path: Path, text: str) -> None:
     '0.5 × 2'
     """
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        try:
+            part.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise _write_error(path, error) from error

@@ -66,7 +66,7 @@ def compare_latency(
         candidates: name to callable without arguments; the first one is the baseline.
         rounds: how often each is timed.
         warmup: how often each runs untimed before.
-        progress: show a progress bar; if None, unless the book is being built.
+        progress: show a progress bar; if None, unless TQDM_DISABLE is set.
 
     Raises:
         ValueError: if there is no candidate, or ``rounds`` is below 2 (a spread needs two).

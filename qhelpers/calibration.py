@@ -40,7 +40,7 @@ def calibrate(model: nn.Module, loader: Iterable[Any], *, progress: bool | None 
     Args:
         model: a model in evaluation mode after ``prepare``.
         loader: yields tensors ``(n, …)`` or ``(tensor, label)``.
-        progress: show a progress bar; if None, unless the book is being built.
+        progress: show a progress bar; if None, unless TQDM_DISABLE is set.
 
     Returns:
         The number of samples seen.

@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from a copy of what belongs to it, as ``make package`` builds it."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT / "qhelpers", source / "qhelpers", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "LICENSE"):
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", str(target), str(source)], check=True, stdout=subprocess.DEVNULL)
@@ -77,6 +77,7 @@ def test_the_wheel_declares_what_it_needs(wheel: Path) -> None:
     assert {need.split(">=")[0].lower() for need in needs} <= pins, "the book itself pins all of them"
 
 
+@pytest.mark.alone
 def test_a_chapter_runs_from_the_wheel_in_a_folder_that_is_no_checkout(python: Path, tmp_path: Path) -> None:
     notebook = json.loads((ROOT / "book" / f"{CHAPTER}.ipynb").read_text())
     check = "import qhelpers, sys\nassert qhelpers.__file__.startswith(sys.prefix), qhelpers.__file__"

@@ -30,7 +30,7 @@ def stage(
     Args:
         other_copies: notebooks to take instead, by name without ending.
         folder: where; ``STAGE`` if None.
-        execute: the part of the settings that says what jupyter-book executes; nothing if None.
+        execute: what changes in the settings that say what jupyter-book executes; nothing is executed if None.
     """
     folder = folder or STAGE
     shutil.rmtree(folder, ignore_errors=True)
@@ -45,7 +45,7 @@ def stage(
         executed["metadata"].pop("widgets", None)  # its players would be asked of another host
         (folder / source.relative_to(ROOT)).write_text(json.dumps(executed))
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
-    config["execute"] = execute or {"execute_notebooks": "off"}
+    config["execute"] |= execute or {"execute_notebooks": "off"}
     (folder / "_config.yml").write_text(yaml.safe_dump(config))
     shutil.copy(ROOT / "_toc.yml", folder / "_toc.yml")
 

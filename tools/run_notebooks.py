@@ -10,6 +10,7 @@ loses nothing.
 
 import argparse
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -47,7 +48,7 @@ def project_hash(notebook: Path) -> str:
     for folder in results_to_gather(notebook):
         paths += files_below(folder)
     versions = [importlib.metadata.version(name) for name in ("torch", "torchvision")]
-    return hash_files(paths, platform.python_version(), *versions, engines.cpu_name())
+    return hash_files(paths, platform.python_version(), *versions, engines.cpu_name(), inspect.getsource(run))
 
 
 def results_to_gather(notebook: Path) -> list[Path]:
@@ -70,8 +71,10 @@ def is_current(notebook: Path) -> bool:
     if not stamp.is_file() or not (EXECUTED / notebook.name).is_file():
         return False
     try:
-        return bool(json.loads(stamp.read_text())["hash"] == inputs_hash(notebook))
-    except (json.JSONDecodeError, KeyError):
+        kept = json.loads(stamp.read_text())
+        results_are_there = (RESULTS / notebook.stem).is_dir() or not kept["has_results"]
+        return bool(results_are_there and kept["hash"] == inputs_hash(notebook))
+    except (ValueError, KeyError, TypeError):  # a stamp that was cut off or written over
         return False
 
 
@@ -90,7 +93,8 @@ def run(notebook: Path, folder: Path, extra_env: dict[str, str] | None = None) -
     (folder / "pytest.ini").write_text("[pytest]\n")  # the project's own settings are not for notebooks
     command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", f"--nbmake-timeout={CELL_TIMEOUT_S}"]
     command += ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(folder), copy.name]
-    environment = os.environ | {"QHELPERS_RESULTS": str(folder / "results"), "JUPYTER_PREFER_ENV_PATH": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "QHELPERS_CURRENT"}
+    environment |= {"QHELPERS_RESULTS": str(folder / "results"), "JUPYTER_PREFER_ENV_PATH": "1"}
     environment["TQDM_DISABLE"] = "1"  # a page cannot show a bar move
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads stall each other on a busy machine
     started = time.monotonic()
@@ -103,7 +107,7 @@ def run_and_keep(notebook: Path) -> bool:
     before = project_hash(notebook)
     folder = BUILD / "running" / notebook.stem
     gathered = results_to_gather(notebook)
-    handed = {"QHELPERS_CURRENT": os.pathsep.join(map(str, gathered))} if gathers_results(notebook) else None
+    handed = {"QHELPERS_CURRENT": json.dumps([*map(str, gathered)])} if gathers_results(notebook) else None
     code, seconds = run(notebook, folder, handed)
     if code != 0:
         return False
@@ -111,12 +115,13 @@ def run_and_keep(notebook: Path) -> bool:
     EXECUTED.mkdir(parents=True, exist_ok=True)
     os.replace(folder / notebook.name, EXECUTED / notebook.name)
     shutil.rmtree(RESULTS / notebook.stem, ignore_errors=True)
-    if (folder / "results").is_dir():
+    has_results = (folder / "results").is_dir()
+    if has_results:
         RESULTS.mkdir(parents=True, exist_ok=True)
         os.replace(folder / "results", RESULTS / notebook.stem)
     # A notebook may fill the hub cache itself; that must not make its copy stale.
-    inputs = f"{before} {weights_source()}"
-    atomic.write_text(stamp_file(notebook), json.dumps({"hash": inputs, "seconds": round(seconds, 1)}))
+    stamp = {"hash": f"{before} {weights_source()}", "seconds": round(seconds, 1), "has_results": has_results}
+    atomic.write_text(stamp_file(notebook), json.dumps(stamp))
     return True
 
 

@@ -120,7 +120,7 @@ def results_folder() -> Path:
     True
     """
     named = os.environ.get("QHELPERS_RESULTS")
-    return Path(named) if named else Path.cwd() / "qhelpers-results"
+    return Path(named).expanduser() if named else Path.cwd() / "qhelpers-results"
 
 
 def record(name: str, values: dict[str, Any]) -> None:
@@ -128,13 +128,14 @@ def record(name: str, values: dict[str, Any]) -> None:
 
     Raises:
         WriteError: if the folder cannot be written, with what to do.
+        ValueError: for NaN or infinity, which JSON does not know.
 
     >>> record("doctest", {"n": 1})
     >>> json.loads((results_folder() / "doctest.json").read_text())
     {'n': 1}
     """
     try:
-        atomic.write_text(results_folder() / f"{name}.json", json.dumps(values, indent=1))
+        atomic.write_text(results_folder() / f"{name}.json", json.dumps(values, indent=1, allow_nan=False))
     except atomic.WriteError as error:
         raise atomic.WriteError(
             f"{error} Name a folder that can be written in the variable QHELPERS_RESULTS."
@@ -153,7 +154,7 @@ def has_runner() -> bool:
 def gathered_folders() -> list[Path]:
     """The results folders that a page may gather from, in the order of the book.
 
-    Those of the chapters that the runner hands over in ``QHELPERS_CURRENT``, because it knows that they are current;
+    Those of the chapters that the runner hands over in ``QHELPERS_CURRENT`` (a JSON list), since it knows them current;
     without a runner the working folder's own, whatever its age.
 
     >>> gathered_folders() == [results_folder()]
@@ -161,4 +162,4 @@ def gathered_folders() -> list[Path]:
     """
     if not has_runner():
         return [results_folder()]
-    return [Path(name) for name in os.environ["QHELPERS_CURRENT"].split(os.pathsep) if name]
+    return [Path(name) for name in json.loads(os.environ["QHELPERS_CURRENT"])]

@@ -91,6 +91,7 @@ def settled() -> dict[str, dict[str, str]]:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             found[record["id"]] = {name: str(record[name]) for name in ("id", "measured", "verdict", "because")}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            VERDICTS.index(record["verdict"])  # must be one
+        except (ValueError, KeyError, TypeError) as error:
             raise ClaimError(f"{path.name} is no record of a claim ({error}): run its chapter again.") from error
     return {name: found[name] for name in statements() if name in found}

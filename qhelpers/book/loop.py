@@ -73,9 +73,10 @@ def fit(
 
     Raises:
         GuardError: if the model has int8 layers.
-        TrainingError: for a batch of one image while a batch norm is in training mode.
+        TrainingError: for a batch of one image while a batch norm is in training mode, or a state file that is damaged
+            or of another run.
         DivergedError: naming the step and the first layer whose output is not finite.
-        TrainingError: if the state file is damaged or of another run.
+        WriteError: if the state file cannot be written.
 
     >>> with torch.random.fork_rng(devices=[]):
     ...     model = nn.Linear(2, 2)
@@ -94,8 +95,7 @@ def fit(
         if step in before_step:
             before_step[step](model)
     good = _snapshot(model)
-    with progress_bar(doing="training", unit="step", total=steps) as bar:
-        bar.update(len(losses))
+    with progress_bar(doing="training", unit="step", total=steps, initial=len(losses)) as bar:
         for step in range(len(losses), steps):
             if step in before_step:
                 before_step[step](model)

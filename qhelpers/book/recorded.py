@@ -33,7 +33,7 @@ def results(name: str, folder: Path = RESULTS, made_with: str = torch.__version_
     path = folder / f"{name}.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        script, version = found["script"], found["versions"]["torch"]
+        script, version = found["script"], str(found["versions"]["torch"])
         found["rows"], found["date"]  # must be there
     except FileNotFoundError as error:
         there = ", ".join(sorted(file.stem for file in folder.glob("*.json"))) or "none"
@@ -41,10 +41,13 @@ def results(name: str, folder: Path = RESULTS, made_with: str = torch.__version_
             f"There is no recorded result {path.name} among those of this installation ({there}): install qhelpers "
             f"anew, or run the script of the book's experiments/ that makes it."
         ) from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise RecordedError(f"{path.name} is damaged ({type(error).__name__}: {error}).") from error
     if _minor(version) != _minor(made_with):
-        raise RecordedError(f"{path.name} was made with torch {version}, this is {made_with}: run {script} again.")
+        raise RecordedError(
+            f"{path.name} was made with torch {version}, this is {made_with}: install that version, or run {script} of "
+            f"the book again."
+        )
     return found
 
 

@@ -183,7 +183,7 @@ def read_rows(name: str, expected: Sequence[str]) -> list[Row]:
     try:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         rows = [Row(**{own.name: _value(row[own.name]) for own in fields(Row)}) for row in kept["rows"]]
-    except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RowError(f"{path.name} is damaged ({type(error).__name__}: {error}): run {name} again.") from error
     found = {row.model: row for row in rows}
     if missing := [model for model in expected if model not in found]:

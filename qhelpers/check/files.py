@@ -146,6 +146,7 @@ def load_pte(path: Path, threads: int = 1) -> Loaded:
     Raises:
         FileFormatError: if it is missing, cut off, damaged or no such file; with the runtime's own reason.
         ExportError: if the runtime lacks a backend or an operator that the file needs.
+        GuardError: if ExecuTorch is not installed.
 
     >>> load_pte(Path("no-such-file.pte"))
     Traceback (most recent call last):
@@ -193,6 +194,7 @@ def load_onnx(path: Path, threads: int = 1) -> Loaded:
 
     Raises:
         FileFormatError: if it is missing, cut off, damaged or no such file.
+        GuardError: if ONNX Runtime is not installed.
 
     >>> load_onnx(Path("no-such-file.onnx"))
     Traceback (most recent call last):

@@ -1,6 +1,6 @@
 """What a chapter prints about itself, the errors that it expects, and where it leaves results."""
 
-import os
+import json
 import re
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def test_a_page_gathers_what_the_runner_hands_over_and_else_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert chapter.gathered_folders() == [chapter.results_folder()]
-    monkeypatch.setenv("QHELPERS_CURRENT", os.pathsep.join([str(tmp_path / "one"), str(tmp_path / "two")]))
-    assert chapter.gathered_folders() == [tmp_path / "one", tmp_path / "two"]
-    monkeypatch.setenv("QHELPERS_CURRENT", "")  # no chapter is current
+    monkeypatch.setenv("QHELPERS_CURRENT", json.dumps([str(tmp_path / "one"), str(tmp_path / "a:b")]))
+    assert chapter.gathered_folders() == [tmp_path / "one", tmp_path / "a:b"]
+    monkeypatch.setenv("QHELPERS_CURRENT", "[]")  # no chapter is current
     assert chapter.gathered_folders() == []

@@ -49,12 +49,16 @@ def test_settled_claims_come_in_the_order_of_the_statements() -> None:
 def test_what_was_run_by_hand_stays_off_the_book_s_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     claims.settle("R9", measured="x", verdict="holds")
     assert list(claims.settled()) == ["R9"]
-    monkeypatch.setenv("QHELPERS_CURRENT", str(tmp_path / "a-chapter"))
+    monkeypatch.setenv("QHELPERS_CURRENT", json.dumps([str(tmp_path / "a-chapter")]))
     assert claims.settled() == {}
 
 
-def test_a_damaged_record_is_named(fresh_results: Path) -> None:
+NO_VERDICT = json.dumps({"id": "R1", "measured": "x", "verdict": "zzz", "because": "y"}).encode()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"{}", NO_VERDICT])
+def test_a_damaged_record_is_named(content: bytes, fresh_results: Path) -> None:
     fresh_results.mkdir()
-    (fresh_results / "claim-R1.json").write_text("{")
+    (fresh_results / "claim-R1.json").write_bytes(content)
     with pytest.raises(claims.ClaimError, match=r"claim-R1.json is no record .* run its chapter again"):
         claims.settled()

@@ -51,6 +51,15 @@ def test_a_seed_that_was_not_run_is_refused() -> None:
         recorded.rows_where(recorded.results("qat_runs"), seed=99)
 
 
+@pytest.mark.parametrize(
+    "content", [b"\xff", b"[]", b'{"script": "a", "date": "b", "rows": [], "versions": {"torch": null}}']
+)
+def test_a_file_that_is_no_record_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(recorded.RecordedError, match=r"a\.json (is damaged|was made with torch None)"):
+        recorded.results("a", tmp_path)
+
+
 def test_a_result_that_this_installation_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(recorded.RecordedError, match=r"no recorded result gone\.json .*\(a\): install qhelpers anew"):
         recorded.results("gone", written(tmp_path))

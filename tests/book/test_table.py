@@ -1,6 +1,7 @@
 """Rows of the comparison table: made, written, read, and refused when they cannot be trusted."""
 
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ GOOD: dict[str, Any] = {
 }
 
 
+DAMAGED_ROW = json.dumps({"rows": [GOOD | {"model": 3}]})
+
+
 class Inverting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return -x
@@ -42,7 +46,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "all" / "some-chapter"
     monkeypatch.setenv("QHELPERS_RESULTS", str(folder))
     table.write_rows("some-chapter", [table.Row(**GOOD), table.Row(**GOOD | {"model": "int8"})])
-    monkeypatch.setenv("QHELPERS_CURRENT", str(folder))
+    monkeypatch.setenv("QHELPERS_CURRENT", json.dumps([str(folder)]))
     monkeypatch.setenv("QHELPERS_RESULTS", str(tmp_path / "results"))
     return folder
 
@@ -83,7 +87,7 @@ def test_compare_refuses_what_it_cannot_measure(batches: list[tuple[Tensor, Tens
         table.compare(one, [], torch.eye(4))
     with pytest.raises(ValueError, match="nothing to time"):
         table.compare({}, batches, torch.eye(4))
-    with pytest.raises(guards.GuardError):
+    with pytest.raises(guards.GuardError, match="training mode"):
         table.compare({"float": nn.Identity().train()}, batches, torch.eye(4))
 
 
@@ -131,12 +135,12 @@ def test_a_missing_row_is_named(written: Path) -> None:
 
 def test_rows_of_a_chapter_that_is_not_current_are_refused(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert table.read_rows("some-chapter", ["float"])
-    monkeypatch.setenv("QHELPERS_CURRENT", str(written.with_name("another-chapter")))
+    monkeypatch.setenv("QHELPERS_CURRENT", json.dumps([str(written.with_name("another-chapter"))]))
     with pytest.raises(table.RowError, match="some-chapter has left no current rows: run it first"):
         table.read_rows("some-chapter", ["float"])
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"rows": [{}]}', '{"rows": 3}', "[]"])
+@pytest.mark.parametrize("text", ["", "{}", '{"rows": [{}]}', '{"rows": 3}', "[]", DAMAGED_ROW])
 def test_a_damaged_file_is_named(text: str, written: Path) -> None:
     (written / "rows-some-chapter.json").write_text(text)
     with pytest.raises(table.RowError, match=r"rows-some-chapter.json is damaged .* run some-chapter again"):
@@ -148,7 +152,7 @@ def test_rows_made_by_hand_are_shown_with_their_date(monkeypatch: pytest.MonkeyP
     rows = table.read_rows("some-chapter", ["float"])
     assert table.as_frame(rows, dated=True).loc["float", "measured on"] == "2026-11-28"
     assert "measured on" not in table.as_frame(rows)
-    monkeypatch.setenv("QHELPERS_CURRENT", str(tmp_path / "a-chapter"))
+    monkeypatch.setenv("QHELPERS_CURRENT", json.dumps([str(tmp_path / "a-chapter")]))
     with pytest.raises(table.RowError, match="no current rows"):
         table.read_rows("some-chapter", ["float"])
 

@@ -503,14 +503,14 @@ def test_a_quantized_model_is_told_so() -> None:
 
 def test_an_empty_loader_is_refused() -> None:
     net = seeded(small_cnn)
-    with pytest.raises(calibration.CalibrationError):
+    with pytest.raises(calibration.CalibrationError, match="yielded no sample"):
         diagnose.diagnose(net, [], [images()])
-    with pytest.raises(calibration.CalibrationError):
+    with pytest.raises(calibration.CalibrationError, match="yielded no sample"):
         diagnose.diagnose(net, [images()], [images(0)])
-    with pytest.raises(calibration.CalibrationError):
+    with pytest.raises(calibration.CalibrationError, match="yielded no sample"):
         diagnose.correct_bias(net, [], EIGHT)
 
 
 def test_a_model_in_training_mode_is_refused() -> None:
-    with pytest.raises(guards.GuardError):
+    with pytest.raises(guards.GuardError, match="training mode"):
         diagnose.diagnose(seeded(small_cnn).train(), [images()], [images()])

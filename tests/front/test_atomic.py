@@ -54,7 +54,7 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_place_of_the_file_stays(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
-    with pytest.raises(atomic.WriteError, match=r"a\.txt cannot be written into"):
+    with pytest.raises(atomic.WriteError, match=r"a\.txt cannot be written .* something else has that name"):
         atomic.write_text(tmp_path / "a.txt", "x")
     assert everything_below(tmp_path) == ["a.txt"]
 
@@ -66,5 +66,29 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_takes_no_files_is_named() -> None:
-    with pytest.raises(atomic.WriteError, match=r"a\.txt cannot be written into /proc/self"):
+    with pytest.raises(atomic.WriteError, match=r"a\.txt cannot be written into /proc/"):
         atomic.write_text(Path("/proc/self/a.txt"), "x")
+
+
+def test_an_older_file_keeps_its_permissions_and_a_link_is_followed(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.txt", tmp_path / "link.txt"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    atomic.write_text(link, "new")
+    assert link.is_symlink()
+    assert (real.read_text(), real.stat().st_mode & 0o777) == ("new", 0o600)
+
+
+def test_the_block_may_change_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    with atomic.replacing(Path("a.txt")) as part:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        part.write_text("x")
+    assert everything_below(tmp_path) == ["a.txt", "elsewhere"]
+
+
+def test_a_name_that_is_too_long_is_a_write_error(tmp_path: Path) -> None:
+    with pytest.raises(atomic.WriteError, match=r"cannot be written into .*File name too long"):
+        atomic.write_text(tmp_path / ("a" * 300), "x")

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import json
 import re
 import warnings
@@ -12,7 +13,7 @@ import pytest
 
 from qhelpers.book import claims
 from tools.common import notebooks
-from tools.imports import code_of
+from tools.imports import code_of, imported_names
 
 Cell = dict[str, Any]
 NOTEBOOKS = notebooks()
@@ -79,18 +80,66 @@ def test_cells_that_are_read_are_short(path: Path) -> None:
             assert len(cell["source"]) <= MOST_LINES, cell["id"]
 
 
-@every_notebook
-def test_names_taken_from_the_package_exist(path: Path) -> None:
-    tree = ast.parse(code_of(path))
-    modules = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "qhelpers":
-            for alias in node.names:
-                value = getattr(importlib.import_module(str(node.module)), alias.name, None)
-                modules[alias.asname or alias.name] = value or importlib.import_module(f"{node.module}.{alias.name}")
+def modules_of(tree: ast.AST) -> dict[str, Any]:
+    """The modules of the package that code imports, by the name that it gives them."""
+    return {
+        alias.asname or alias.name: importlib.import_module(f"{node.module}.{alias.name}")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and re.fullmatch(r"qhelpers(\.(tasks|check|book))?", node.module or "")
+        for alias in node.names
+    }
+
+
+def wrong_names(code: str) -> list[str]:
+    """What code takes from the package that is not there, and modules of the package that it hides."""
+    tree = ast.parse(code)
+    modules, found = modules_of(tree), []
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            assert hasattr(modules[node.value.id], node.attr), ast.unparse(node)
+            found += [] if hasattr(modules[node.value.id], node.attr) else [f"no {ast.unparse(node)}"]
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in modules:
+            found.append(f"{node.id} hides the module")
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name in modules:
+            found.append(f"{node.name} hides the module")
+    names = sorted(name for name in imported_names(code) if name.startswith("qhelpers."))
+    return [*found, *(f"no {name}" for name in names if not exists(name))]
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    module, _, last = name.rpartition(".")
+    parent = importlib.import_module(module)
+    return hasattr(parent, last) or (hasattr(parent, "__path__") and importlib.util.find_spec(name) is not None)
+
+
+@every_notebook
+def test_names_taken_from_the_package_exist(path: Path) -> None:
+    assert not wrong_names(code_of(path))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "size.weigh(1)",
+        "size = 3",
+        "for size in (1, 2): pass",
+        "def size(): ...",
+        "SETUP = 'from qhelpers.tasks import validation'",
+        "from qhelpers.tasks.digits import few",
+    ],
+)
+def test_a_name_that_is_not_there_or_hides_a_module_is_found(fault: str) -> None:
+    assert len(wrong_names(f"from qhelpers import size\n{fault}")) == 1
+    assert not wrong_names("from qhelpers import size\nsize.size_mb(1)")
+
+
+@every_notebook
+def test_names_in_prose_exist(path: Path) -> None:
+    modules = modules_of(ast.parse(code_of(path)))
+    prose = "\n".join(source(cell) for cell in cells(path, "markdown"))
+    before_the_move = "models|data|nets|text|reports|compare|plots|training|export|worksheet|sheet_checks|onepager"
+    named = re.findall(rf"`({'|'.join([*modules, before_the_move])})\.(\w+)", prose)
+    assert not [f"{module}.{name}" for module, name in named if not hasattr(modules.get(module), name)]
 
 
 @every_notebook

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qhelpers import engines
-from tools import build_site, check_arm_like, check_offline, check_repeat, check_site, common, run_notebooks
+from tools import build_site, check_arm_like, check_offline, check_repeat, check_site, common, imports, run_notebooks
 
 PROJECT = common.ROOT
 WEIGHTS = "mobilenet_v2_qnnpack_37f702c5.pth"
@@ -84,7 +84,7 @@ def executed_copy(small_book: Path) -> Path:
     one.write_text(notebook(*IMPORTS))
     run_notebooks.EXECUTED.mkdir(parents=True)
     (run_notebooks.EXECUTED / "one.ipynb").write_text(one.read_text())
-    run_notebooks.stamp_file(one).write_text(json.dumps({"hash": run_notebooks.inputs_hash(one)}))
+    run_notebooks.stamp_file(one).write_text(json.dumps({"hash": run_notebooks.inputs_hash(one), "has_results": False}))
     assert run_notebooks.is_current(one)
     return one
 
@@ -106,6 +106,41 @@ def test_a_change_of_what_a_chapter_reaches_makes_its_copy_stale(
 def test_a_change_of_what_no_import_reaches_does_not(small_book: Path, executed_copy: Path, changed: str) -> None:
     (small_book / changed).write_text("x = 2")
     assert run_notebooks.is_current(executed_copy)
+
+
+CELLS = ["x = !ls", "%%bash\nls", "len?", "t = %timeit -o -n 1 -r 1 1", "if True:\n    !ls", "x = (10\n     % 3)"]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_ipython_s_own_syntax_is_no_obstacle(executed_copy: Path, small_book: Path, cell: str) -> None:
+    executed_copy.write_text(notebook(cell, *IMPORTS))
+    reached = imports.reached_files(executed_copy, small_book)
+    assert small_book / "qhelpers" / "deep.py" in reached
+    assert small_book / "qhelpers" / "room" / "unused.py" not in reached
+
+
+@pytest.mark.parametrize("broken", ["book/one.ipynb", "qhelpers/deep.py"])
+def test_where_something_is_no_python_the_whole_package_counts(
+    executed_copy: Path, small_book: Path, broken: str
+) -> None:
+    (small_book / broken).write_text(notebook("def f(:") if broken.endswith("ipynb") else "def f(:")
+    assert small_book / "qhelpers" / "room" / "unused.py" in imports.reached_files(executed_copy, small_book)
+
+
+@pytest.mark.parametrize("stamp", ["[]", "null", "3", '{"hash": ', "{}", "\x00"])
+def test_a_damaged_stamp_counts_as_none(executed_copy: Path, stamp: str) -> None:
+    run_notebooks.stamp_file(executed_copy).write_text(stamp)
+    assert not run_notebooks.is_current(executed_copy)
+
+
+def test_a_chapter_whose_results_are_gone_is_run_again(small_book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "import os, pathlib; p = pathlib.Path(os.environ['QHELPERS_RESULTS']); p.mkdir(); (p / 'a.json').write_text('1')"
+    (small_book / "book" / "one.ipynb").write_text(notebook(code))
+    assert run_notebooks.main() == 0
+    assert run_notebooks.is_current(small_book / "book" / "one.ipynb")
+    (run_notebooks.RESULTS / "one" / "a.json").unlink()
+    (run_notebooks.RESULTS / "one").rmdir()
+    assert not run_notebooks.is_current(small_book / "book" / "one.ipynb")
 
 
 @pytest.mark.parametrize("changed", ["Python", "torch", "processor", "weights source"])
@@ -174,8 +209,8 @@ def test_results_of_removed_notebooks_are_forgotten(small_book: Path) -> None:
 
 
 GATHER = """
-import os, pathlib
-print([pathlib.Path(folder).name for folder in os.environ["QHELPERS_CURRENT"].split(os.pathsep) if folder])
+import json, os, pathlib
+print([pathlib.Path(folder).name for folder in json.loads(os.environ["QHELPERS_CURRENT"])])
 """
 
 
@@ -437,6 +472,12 @@ def test_what_is_due_follows_from_the_commits(tmp_path: Path, monkeypatch: pytes
         git(tmp_path, "add", ".")
         git(tmp_path, "commit", "--quiet", "-m", name)
     assert check_repeat.due_now(names) == ["chapter-0", "chapter-1", "chapter-2", "chapter-7"]
+    shallow = tmp_path / "shallow"
+    git(tmp_path, "clone", "--quiet", "--depth", "1", tmp_path.as_uri(), str(shallow))
+    for part in (shallow, tmp_path / "book"):  # a part of the history, and a folder inside another project
+        monkeypatch.setattr(check_repeat, "ROOT", part)
+        assert check_repeat.due_now(names) == names
+    monkeypatch.setattr(check_repeat, "ROOT", tmp_path)
     for i in range(check_repeat.RECENT_COMMITS):
         git(tmp_path, "commit", "--quiet", "--allow-empty", "-m", str(i))
     assert check_repeat.due_now(names) == ["chapter-2", "chapter-7"]
@@ -451,6 +492,15 @@ def test_nothing_is_repeated_beside_stale_copies(small_book: Path, monkeypatch: 
 def test_the_second_run_executes_what_was_chosen_and_keeps_its_results_to_itself(
     small_site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (small_site / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nchapters:\n- file: book/one\n- file: book/not-due\n"
+    )
+    (small_site / "book" / "not-due.ipynb").write_text(
+        (small_site / "book" / "one.ipynb").read_text().replace("print(6 * 7)", "print(7 * 7)")
+    )
+    assert run_notebooks.main() == 0
+    executed = run_notebooks.EXECUTED / "not-due.ipynb"
+    executed.write_text(executed.read_text().replace("print(7 * 7)", "assert False"))  # executed again, it would fail
     code = "import pathlib; p = pathlib.Path('qhelpers-results'); p.mkdir(); (p / 'rows-one.json').write_text('2')"
     source = json.loads((small_site / "book" / "one.ipynb").read_text())
     source["cells"][1]["source"] = [code + "; print(6 * 8)"]
@@ -461,6 +511,7 @@ def test_the_second_run_executes_what_was_chosen_and_keeps_its_results_to_itself
     assert (results / "rows-one.json").read_text() == "2"
     page = small_site / "build" / "alone" / "_build" / "html" / "book" / "one.html"
     assert "48" in page.read_text()
+    assert "49" in page.with_name("not-due.html").read_text()
 
 
 # --- without a network -------------------------------------------------------------------------------
