@@ -28,21 +28,21 @@ def replacing(path: Path) -> Iterator[Path]:
     ...     [file.read_text() for file in Path(folder).rglob("*.*") if file.is_file()]
     ['all of it']
     """
-    path = Path(os.path.realpath(path))  # absolute, too: the block may change the working folder
-    if os.path.exists(path) and not path.is_file():
+    target = Path(os.path.realpath(path))  # absolute, too: the block may change the working folder
+    if os.path.exists(target) and not target.is_file():
         raise WriteError(f"{path.name} cannot be written into {path.parent}: something else has that name.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=path.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=target.parent))
     except OSError as error:
         raise _write_error(path, error) from error
     try:
-        part = folder / path.name
+        part = folder / target.name
         yield part
         try:
-            if path.exists():
-                shutil.copymode(path, part)
-            os.replace(part, path)
+            if target.exists():
+                shutil.copymode(target, part)
+            os.replace(part, target)
         except OSError as error:
             raise _write_error(path, error) from error
     finally:

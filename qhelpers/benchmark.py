@@ -100,8 +100,10 @@ def compare_latency(
 
 
 def _row(name: str, own: list[float], baseline: list[float]) -> Latency:
-    low, middle, high = quantiles([1e3 * value for value in own], n=4)
-    slow, ratio, fast = quantiles([base / value for base, value in zip(baseline, own, strict=True)], n=4)
+    # inclusive: the quartiles of few rounds stay within what was measured, and are not extrapolated past it
+    low, middle, high = quantiles([1e3 * value for value in own], n=4, method="inclusive")
+    ratios = [base / value for base, value in zip(baseline, own, strict=True)]
+    slow, ratio, fast = quantiles(ratios, n=4, method="inclusive")
     return Latency(name, middle, (low, high), ratio, (slow, fast))
 
 

@@ -48,7 +48,7 @@ def check(notebook: Path, mode: str, whole: bool = False) -> str:
     Raises:
         SystemExit: if it failed or complained, did not try the network, found weights all the same, or waited too long.
     """
-    folder = BUILD / "offline" / mode
+    folder = BUILD / "offline" / f"{notebook.stem}-{mode}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     log = folder / "attempts.txt"

@@ -317,7 +317,7 @@ def test_a_folder_that_takes_no_files_is_named() -> None:
 
 def test_a_folder_in_the_place_of_the_file_stays(tmp_path: Path) -> None:
     (tmp_path / "model.ptl").mkdir()
-    with pytest.raises(files.ExportError, match=r"model\.ptl cannot be written into .*: Is a directory"):
+    with pytest.raises(files.ExportError, match=r"model\.ptl cannot be written into .*: something else has that name"):
         save(tmp_path / "model.ptl", small())
     assert (tmp_path / "model.ptl").is_dir()
 

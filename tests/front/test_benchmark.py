@@ -61,3 +61,10 @@ def test_no_candidate_is_rejected() -> None:
 def test_a_progress_bar_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     benchmark.compare_latency({"a": lambda: None}, rounds=2, progress=True)
     assert "timing" in capsys.readouterr().err
+
+
+def test_quartiles_of_two_rounds_stay_within_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 1.0, 10.0, 11.0, 20.0, 29.0, 30.0, 31.0])  # one second, but nine of them once
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(ticks))
+    busy = benchmark.compare_latency({"a": lambda: None, "b": lambda: None}, rounds=2, warmup=0, progress=False)["b"]
+    assert 1 / 9 <= busy.ratio_quartiles[0] <= busy.ratio <= busy.ratio_quartiles[1] <= 1
