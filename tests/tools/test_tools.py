@@ -402,6 +402,25 @@ def test_make_test_forces_on_demand() -> None:
     assert "--force" not in dry_run("test")
 
 
+def test_make_repeat_takes_the_whole_book_and_executes_it_first() -> None:
+    lines = dry_run("repeat")
+    assert lines.index("tools.run_notebooks") < lines.index("tools.check_repeat --all")
+
+
+def test_make_package_builds_without_what_an_earlier_build_left() -> None:
+    lines = dry_run("package")
+    assert lines.index("rm -rf build/lib build/package") < lines.index("pip wheel")
+    assert "--no-deps --no-build-isolation --wheel-dir build/package ." in lines
+
+
+def test_make_test_runs_what_measures_time_alone() -> None:
+    lines = dry_run("test").splitlines()
+    beside = next(line for line in lines if "--numprocesses 2" in line)
+    assert '-m "not alone"' in beside
+    alone = next(line for line in lines if "-m alone" in line)
+    assert "--numprocesses" not in alone
+
+
 def test_requirements_pin_everything_and_end_with_the_project() -> None:
     lines = [line for line in (common.ROOT / "requirements.txt").read_text().splitlines() if line.strip()]
     pins = [line for line in lines if not line.startswith("#")]
