@@ -8,8 +8,11 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 FORCE ?=
 PORT ?= 8000
+# How many fresh processes measure each speed: five give the prediction intervals of the published site.
+PROCESSES ?= 2
+export QHELPERS_PROCESSES := $(PROCESSES)
 
-.PHONY: book test test-arm-like repeat package lite-lane serve lint clean notebooks
+.PHONY: book test test-arm-like remeasure repeat package lite-lane serve lint clean notebooks
 
 book: notebooks ## set up, execute every notebook, build _build/html
 	$(BIN)/python -m tools.build_site
@@ -24,6 +27,9 @@ test: $(VENV)/installed ## unit tests, doctests, structure tests, then every not
 
 test-arm-like: $(VENV)/installed ## every chapter where PyTorch has no x86 engine, as on ARM and macOS
 	$(BIN)/python -m tools.check_arm_like
+
+remeasure: $(VENV)/installed ## time everything once more, in fresh kernels: which ratios leave their printed intervals?
+	$(BIN)/python -m tools.remeasure
 
 repeat: notebooks ## execute the whole book again, by jupyter-book alone, and compare what both runs measured
 	$(BIN)/python -m tools.check_repeat --all

@@ -1,62 +1,191 @@
-"""Honest latency: candidates take turns in one run, and are compared by ratios with their spread."""
+"""Honest latency: random order, blocks of calls, the baseline twice, and fresh processes for what is to be said aloud.
 
+A time alone says little: the machine slows down, caches are warm or not, a process has its own luck with memory. So
+candidates are timed in turns, in one table, and compared by ratios with an interval that says what it covers.
+"""
+
+import copy
 import gc
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import quantiles
+from functools import partial
+from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import stats
 
-from qhelpers import engines
+from qhelpers import engines, guards
 from qhelpers.progress import progress_bar
+
+Candidate = Callable[[], Any]
+ENOUGH_PROCESSES = 5  # for a prediction interval; fewer give a range
+RESAMPLES = 2_000
+
+
+class BenchmarkError(RuntimeError):
+    """A candidate does not do the same job as the others, or cannot be timed in a process of its own."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast one candidate is as another, from ``low`` to ``high``; ``kind`` says what these cover."""
+
+    value: float
+    low: float
+    high: float
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Times:
+    """What one process has measured: for each candidate the seconds of a call, round by round.
+
+    ``steady`` is the mean of a block of calls in a row; ``cold`` is the call before it, which finds the caches as the
+    candidate before has left them.
+    """
+
+    steady: dict[str, list[float]]
+    cold: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class Latency:
-    """One candidate's times over all rounds, in milliseconds, and its speed against the baseline."""
+    """One candidate's row: milliseconds a call, and its speed against the baseline."""
 
     name: str
-    median_ms: float
-    quartiles_ms: tuple[float, float]
-    ratio: float  # median over the rounds of baseline time / own time; above 1 is faster
-    ratio_quartiles: tuple[float, float]
+    steady_ms: float
+    cold_ms: float
+    ratio: Ratio
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Result of :func:`compare_latency`; prints as a table."""
 
-    baseline: str
-    rows: list[Latency]
-    rounds: int
+    names: tuple[str, ...]  # the first one is the baseline
+    processes: tuple[Times, ...]
+    calls: int  # in each block
     setting: str  # CPU, threads and engine
 
+    def ratio(self, name: str, over: str | None = None) -> Ratio:
+        """How many times as fast a candidate is as another, above 1 if it is faster; from steady times.
+
+        In one process it is the median over the rounds, with a 95 % bootstrap interval; it covers chance within the
+        process, not the luck of the process. In fewer than five processes it is the geometric mean of their medians,
+        with the range of these; in five or more, with a 95 % prediction interval for the median of another fresh
+        process (Student's t on the logarithms).
+
+        Args:
+            name: of the candidate.
+            over: of the other one; if None, the baseline.
+
+        Raises:
+            BenchmarkError: if there is no such candidate, offering those that there are.
+        """
+        for wanted in (name, over or name):
+            if wanted not in (*self.names, self.copy_name):
+                raise BenchmarkError(f"There is no candidate {wanted!r}; there are {', '.join(self.names)}.")
+        rounds = [
+            [base / own for base, own in zip(run.steady[over or self.names[0]], run.steady[name], strict=True)]
+            for run in self.processes
+        ]
+        if len(rounds) == 1:
+            return _bootstrapped(rounds[0])
+        return _between_processes([median(one) for one in rounds])
+
+    def steady_ms(self, name: str) -> float:
+        """Milliseconds of a call in a block of calls, median over all rounds of all processes."""
+        return 1e3 * median(seconds for run in self.processes for seconds in run.steady[name])
+
+    def cold_ms(self, name: str) -> float:
+        """Milliseconds of a first call after another candidate, median over all rounds of all processes."""
+        return 1e3 * median(seconds for run in self.processes for seconds in run.cold[name])
+
+    def fastest(self, names: Iterable[str]) -> str:
+        """The name, among those given, of the candidate with the shortest steady time."""
+        return min(names, key=self.steady_ms)
+
     def __getitem__(self, name: str) -> Latency:
-        return next(row for row in self.rows if row.name == name)
+        return Latency(name, self.steady_ms(name), self.cold_ms(name), self.ratio(name))
+
+    @property
+    def rows(self) -> list[Latency]:
+        """A row for each candidate, in their order."""
+        return [self[name] for name in self.names]
+
+    @property
+    def copy_name(self) -> str:
+        """The name of the second copy of the baseline in the times."""
+        return f"{self.names[0]}, second copy"
+
+    @property
+    def noise_percent(self) -> float:
+        """By how much two copies of the baseline differ, in percent: no difference below it means anything.
+
+        With several processes it is the largest of them.
+        """
+        base = self.names[0]
+        gaps = [
+            median(one / two for one, two in zip(run.steady[base], run.steady[self.copy_name], strict=True)) - 1
+            for run in self.processes
+        ]
+        return 100 * max(abs(gap) for gap in gaps)
+
+    @property
+    def method(self) -> str:
+        """How it was measured, and the noise floor: two sentences to stand under a table."""
+        count, rounds = len(self.processes), len(self.processes[0].steady[self.names[0]])
+        where = f"{count} fresh processes" if count > 1 else "one process"
+        return (
+            f"{where}, {rounds} rounds in random order, {self.calls} calls a block; {self.setting}. "
+            f"In brackets: {self.ratio(self.names[-1]).kind}. "
+            f"Two copies of {self.names[0]} differ by {self.noise_percent:.1f} %."
+        )
 
     def __str__(self) -> str:
-        width = max(len(row.name) for row in self.rows)
-        lines = [f"{'':{width}}  median ms  times {self.baseline} (quartiles)"]
-        for row in self.rows:
-            slow, fast = row.ratio_quartiles
-            lines.append(f"{row.name:{width}}  {row.median_ms:9.2f}  {row.ratio:5.2f} ({slow:.2f} to {fast:.2f})")
-        return "\n".join([*lines, f"above 1 is faster; {self.rounds} rounds; {self.setting}"])
+        width = max(len(name) for name in self.names)
+        lines = [f"{'':{width}}  steady ms  cold ms  times {self.names[0]} (above 1 is faster)"]
+        lines += [
+            f"{row.name:{width}}  {row.steady_ms:9.2f}  {row.cold_ms:7.2f}  {row.ratio!s:>20}" for row in self.rows
+        ]
+        return "\n".join([*lines, self.method])
 
 
 def compare_latency(
-    candidates: Mapping[str, Callable[[], Any]],
+    candidates: Mapping[str, Candidate],
     *,
     rounds: int = 60,
+    calls: int = 3,
     warmup: int = 3,
+    across_processes: int = 0,
+    threads: int | None = None,
+    seed: int = 0,
     progress: bool | None = None,
 ) -> Comparison:
-    """Time callables that do the same job, each once a round, in a changing order.
+    """Time callables that do the same job, in random order in every round.
 
-    A machine that slows down for a while slows all candidates alike, so the ratio within a round stays
-    meaningful where the times of two separate runs are not.
+    In its turn a candidate is called once (cold), then ``calls`` times in a row (steady). The baseline takes part
+    twice: what its two copies differ by is the noise floor.
+
+    With ``across_processes`` the candidates are written to files once, and each of so many fresh interpreters, one
+    after another, reads them and times the whole table. Models then need files that outlive this process, or
+    must be picklable: ``functools.partial(model, images)`` is; a session of a runtime is, if its loader is called
+    inside (:mod:`qhelpers.check.files`).
 
     The number of threads is the process's own. Choose it with ``torch.set_num_threads`` before the first
     model runs: qnnpack's thread pool keeps the number that it found then, so a later change would compare
@@ -64,47 +193,100 @@ def compare_latency(
 
     Args:
         candidates: name to callable without arguments; the first one is the baseline.
-        rounds: how often each is timed.
+        rounds: how often each has its turn.
+        calls: timed in a row in each turn, after the cold one.
         warmup: how often each runs untimed before.
+        across_processes: how many fresh interpreters measure; 0 for this one.
+        threads: of the fresh interpreters; if None, as many as here.
+        seed: of the order.
         progress: show a progress bar; if None, unless TQDM_DISABLE is set.
 
     Raises:
-        ValueError: if there is no candidate, or ``rounds`` is below 2 (a spread needs two).
+        ValueError: if there is no candidate, ``rounds`` is below 2 (a spread needs two), or a number cannot be.
+        BenchmarkError: if outputs of different shapes show that a candidate does another job; if one cannot be
+            written, or fails in a fresh process.
 
-    >>> result = compare_latency({"a": lambda: sum(range(1000)), "b": lambda: sum(range(1000))}, progress=False)
-    >>> result.baseline, len(result.rows), result["a"].ratio
-    ('a', 2, 1.0)
+    >>> same = lambda: sum(range(100))
+    >>> result = compare_latency({"a": same, "b": same}, rounds=2, progress=False)
+    >>> [row.name for row in result.rows], result["a"].ratio.value
+    (['a', 'b'], 1.0)
     """
     if not candidates:
         raise ValueError("There is nothing to time: give at least one candidate.")
     if rounds < 2:
         raise ValueError(f"rounds must be at least 2, since a spread needs two; got {rounds}.")
+    if calls < 1:
+        raise ValueError(f"calls must be at least 1; got {calls}.")
     if warmup < 0:
         raise ValueError(f"warmup cannot be negative; got {warmup}.")
-    names = list(candidates)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    with torch.inference_mode(), _no_garbage_collection():
-        for name in names:
-            for _ in range(warmup):
-                candidates[name]()
-        for i in progress_bar(range(rounds), doing="timing", unit="round", show=progress):
-            shift = i % len(names)
-            for name in names[shift:] + names[:shift]:
-                start = time.perf_counter()
-                candidates[name]()
-                times[name].append(time.perf_counter() - start)
-    threads = torch.get_num_threads()
+    if across_processes < 0:
+        raise ValueError(f"across_processes cannot be negative; got {across_processes}.")
+    if threads is not None and not across_processes:
+        raise ValueError("threads are chosen for fresh processes only; here, call torch.set_num_threads first.")
+    threads = threads or torch.get_num_threads()
+    measured = partial(_measure, rounds=rounds, calls=calls, warmup=warmup)
+    if across_processes:
+        processes = _in_fresh_processes(candidates, measured, across_processes, threads, seed, progress)
+    else:
+        processes = [measured(candidates, seed=seed, progress=progress)]
     setting = f"{engines.cpu_name()}, {threads} thread{'s' * (threads > 1)}, engine {torch.backends.quantized.engine}"
-    rows = [_row(name, times[name], times[names[0]]) for name in names]
-    return Comparison(names[0], rows, rounds, setting)
+    return Comparison(tuple(candidates), tuple(processes), calls, setting)
 
 
-def _row(name: str, own: list[float], baseline: list[float]) -> Latency:
-    # inclusive: the quartiles of few rounds stay within what was measured, and are not extrapolated past it
-    low, middle, high = quantiles([1e3 * value for value in own], n=4, method="inclusive")
-    ratios = [base / value for base, value in zip(baseline, own, strict=True)]
-    slow, ratio, fast = quantiles(ratios, n=4, method="inclusive")
-    return Latency(name, middle, (low, high), ratio, (slow, fast))
+def _measure(
+    candidates: Mapping[str, Candidate], *, rounds: int, calls: int, warmup: int, seed: int, progress: bool | None
+) -> Times:
+    baseline = next(iter(candidates))
+    entrants = {**candidates, f"{baseline}, second copy": _second_copy(candidates[baseline])}
+    steady: dict[str, list[float]] = {name: [] for name in entrants}
+    cold: dict[str, list[float]] = {name: [] for name in entrants}
+    order, chance = list(entrants), random.Random(seed)
+    with torch.inference_mode(), _no_garbage_collection():
+        _require_same_job({name: _warmed_up(candidate, warmup) for name, candidate in entrants.items()})
+        for _ in progress_bar(range(rounds), doing="timing", unit="round", show=progress):
+            chance.shuffle(order)
+            for name in order:
+                candidate = entrants[name]
+                start = time.perf_counter()
+                candidate()
+                between = time.perf_counter()
+                for _ in range(calls):
+                    candidate()
+                end = time.perf_counter()
+                cold[name].append(between - start)
+                steady[name].append((end - between) / calls)
+    return Times(steady, cold)
+
+
+def _second_copy(candidate: Candidate) -> Candidate:
+    """A copy with memory of its own where Python can make one; else the same object once more."""
+    try:
+        return copy.deepcopy(candidate)
+    except Exception:  # a runtime's session or a traced module: each type has its own refusal
+        return candidate
+
+
+def _warmed_up(candidate: Candidate, warmup: int) -> Any:
+    output = None
+    for _ in range(warmup):
+        output = candidate()
+    return output
+
+
+def _require_same_job(outputs: Mapping[str, Any]) -> None:
+    """Refuse candidates whose outputs have not the shape of the baseline's; values are for the caller to judge."""
+    first, *others = outputs
+    wanted = _shape(outputs[first])
+    for name in others:
+        found = _shape(outputs[name])
+        if None not in (wanted, found) and found != wanted:
+            raise BenchmarkError(f"{name} gives {found}, {first} gives {wanted}: they do not do the same job.")
+
+
+def _shape(output: Any) -> tuple[int, ...] | None:
+    while isinstance(output, tuple | list) and output:
+        output = output[0]
+    return tuple(output.shape) if isinstance(output, torch.Tensor) else None
 
 
 @contextmanager
@@ -117,3 +299,98 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+# --- fresh processes ---------------------------------------------------------------------------------
+
+
+def _in_fresh_processes(
+    candidates: Mapping[str, Candidate],
+    measured: "partial[Times]",
+    count: int,
+    threads: int,
+    seed: int,
+    progress: bool | None,
+) -> list[Times]:
+    with tempfile.TemporaryDirectory(prefix="timing-") as name:
+        folder = Path(name)
+        files = {candidate: f"{place}.pickle" for place, candidate in enumerate(candidates)}
+        for candidate, file in files.items():
+            try:
+                (folder / file).write_bytes(engines.pickled(candidates[candidate]))
+            except Exception as error:  # whatever a class says about being copied
+                raise BenchmarkError(
+                    f"{candidate} cannot be handed to a fresh process: {guards.first_line(error)} Write it to a file, "
+                    f"and give a callable that loads that file."
+                ) from error
+        job = {"files": files, "threads": threads, **measured.keywords}
+        job["engine"] = torch.backends.quantized.engine
+        runs = []
+        for i in progress_bar(range(count), doing="timing", unit="process", show=progress):
+            (folder / "job.json").write_text(json.dumps({**job, "seed": seed + i}), encoding="utf-8")
+            runs.append(_run_job(folder, threads))
+        return runs
+
+
+def _run_job(folder: Path, threads: int) -> Times:
+    code = f"from pathlib import Path; from qhelpers.benchmark import do_job; do_job(Path({str(folder)!r}))"
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    answer = folder / "times.json"
+    if not answer.is_file():
+        said = done.stderr.strip().splitlines()
+        raise BenchmarkError(
+            f"The fresh process ended with {done.returncode}: {said[-1] if said else 'without a word'}"
+        )
+    found = json.loads(answer.read_text(encoding="utf-8"))
+    answer.unlink()
+    if "error" in found:
+        raise BenchmarkError(found["error"])
+    return Times(found["steady"], found["cold"])
+
+
+def do_job(folder: Path) -> None:
+    """What a fresh process does: read the candidates, time them, and leave the times, or what failed, in the folder.
+
+    Args:
+        folder: where :func:`compare_latency` has left ``job.json`` and a file for each candidate.
+    """
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    torch.set_num_threads(job.pop("threads"))
+    torch.backends.quantized.engine = job.pop("engine")
+    doing = ""
+    try:
+        candidates: dict[str, Candidate] = {}
+        for doing, file in job.pop("files").items():
+            candidates[doing] = pickle.loads((folder / file).read_bytes())
+            with torch.inference_mode():
+                candidates[doing]()
+        times = _measure(candidates, progress=False, **job)
+        answer: dict[str, Any] = {"steady": times.steady, "cold": times.cold}
+    except BenchmarkError as error:
+        answer = {"error": str(error)}
+    except Exception as error:  # the candidate is the reader's
+        answer = {"error": f"{doing} fails in a fresh process: {type(error).__name__}: {guards.first_line(error)}"}
+    (folder / "part").write_text(json.dumps(answer), encoding="utf-8")
+    os.replace(folder / "part", folder / "times.json")
+
+
+# --- intervals ---------------------------------------------------------------------------------------
+
+
+def _bootstrapped(ratios: list[float]) -> Ratio:
+    chance = np.random.default_rng(0)
+    found = stats.bootstrap(
+        (np.array(ratios),), np.median, n_resamples=RESAMPLES, method="percentile", rng=chance, vectorized=True
+    ).confidence_interval
+    return Ratio(median(ratios), float(found.low), float(found.high), "95 % bootstrap interval within one process")
+
+
+def _between_processes(ratios: list[float]) -> Ratio:
+    count, logs = len(ratios), np.log(ratios)
+    middle = float(np.exp(logs.mean()))
+    if count < ENOUGH_PROCESSES:
+        return Ratio(middle, min(ratios), max(ratios), f"range of {count} processes")
+    half = float(stats.t.ppf(0.975, count - 1) * logs.std(ddof=1) * np.sqrt(1 + 1 / count))
+    kind = f"95 % prediction interval for a fresh process, from {count}"
+    return Ratio(middle, middle * float(np.exp(-half)), middle * float(np.exp(half)), kind)

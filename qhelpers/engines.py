@@ -5,13 +5,17 @@ converted or loaded (to pack its weights) and again by some operators at run tim
 """
 
 import difflib
+import io
+import pickle
 import platform
-from collections.abc import Collection, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import torch
 from torch import nn
 
@@ -95,10 +99,18 @@ def int8_instructions(capabilities: Mapping[str, Any] | None = None) -> list[str
     Args:
         capabilities: as ``torch.cpu.get_capabilities`` gives them; if None, those of this machine.
 
+    Raises:
+        EngineError: if they cannot be read, so that no page goes by instructions that nobody has seen.
+
     >>> int8_instructions({"architecture": "x86_64", "avx2": True, "avx512_vnni": False})
     ['AVX2']
     """
-    found = torch.cpu.get_capabilities() if capabilities is None else capabilities
+    try:
+        found = torch.cpu.get_capabilities() if capabilities is None else capabilities
+    except (RuntimeError, AttributeError) as error:  # another architecture, or an older PyTorch
+        raise EngineError(f"The instructions of {cpu_name()} cannot be read: {error}") from error
+    if not any(name in found for name in INSTRUCTIONS):
+        raise EngineError(f"The instructions of {cpu_name()} cannot be read: PyTorch names none that this book knows.")
     return [label for name, label in INSTRUCTIONS.items() if found.get(name)]
 
 
@@ -126,6 +138,16 @@ def has_int8_dot_product() -> bool:
     True
     """
     return not set(DOT_PRODUCT).isdisjoint(int8_instructions())
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bf16, which halves a float model without quantization.
+
+    >>> has_bf16() in (True, False)
+    True
+    """
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"))
 
 
 @contextmanager
@@ -166,6 +188,91 @@ def preserved_engine() -> Iterator[None]:
         yield
     finally:
         torch.backends.quantized.engine = before
+
+
+class UnderEngine:
+    """A model that runs under one engine, whichever is set; in another process its weights are packed for it anew.
+
+    Args:
+        engine: a name, as in :func:`available_engines`.
+        model: whose int8 weights, if any, were packed for that engine.
+
+    Raises:
+        EngineError: as :func:`check_engine`.
+
+    >>> UnderEngine("qnnpack", lambda x: torch.backends.quantized.engine)(torch.ones(1))
+    'qnnpack'
+    """
+
+    def __init__(self, engine: str, model: Callable[..., Any]) -> None:
+        self.engine = check_engine(engine)
+        self.model = model
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The model's output."""
+        with using_engine(self.engine):
+            return self.model(*inputs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _under, (self.engine, pickled(self.model))
+
+
+def _under(engine: str, model: bytes) -> UnderEngine:
+    with using_engine(engine):
+        return UnderEngine(engine, pickle.loads(model))
+
+
+def pickled(value: Any) -> bytes:
+    """Anything that holds int8 models, as bytes for a process of this same installation; ``pickle.loads`` reads them.
+
+    Python alone cannot write packed weights. Here they are written unpacked, and packed for the engine that is set
+    while they are read. Read only bytes that you have written yourself: a pickle may run any code.
+
+    >>> from torch.ao.nn.quantized import Linear
+    >>> pickle.loads(pickled(Linear(2, 3))).weight().shape
+    torch.Size([3, 2])
+    """
+    file = io.BytesIO()
+    _Pickler(file).dump(value)
+    return file.getvalue()
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.ScriptObject):  # packed weights
+            return _read_packed, (_write_packed(value),)
+        if isinstance(value, nn.Module) and type(value).__module__.startswith("torch.ao.nn"):
+            state = getattr(type(value), "__setstate__", None)
+            if state is not nn.Module.__setstate__:  # it relies on an initialized module, which pickle does not give
+                return _revived, (type(value), value.__getstate__())  # type: ignore[no-untyped-call]
+        return super().reducer_override(value)
+
+
+class _Holder(nn.Module):
+    def __init__(self, packed: torch.ScriptObject) -> None:
+        super().__init__()
+        self.packed = packed
+
+
+def _write_packed(packed: torch.ScriptObject) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))  # TorchScript's own
+        torch.jit.save(torch.jit.script(_Holder(packed)), file)
+    return file.getvalue()
+
+
+def _read_packed(data: bytes) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
+        return torch.jit.load(io.BytesIO(data)).packed  # type: ignore[no-untyped-call]
+
+
+def _revived(kind: type[nn.Module], state: Any) -> nn.Module:
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    module.__setstate__(state)  # type: ignore[no-untyped-call]
+    return module
 
 
 def require_matching_engine(model: nn.Module) -> nn.Module:

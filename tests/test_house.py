@@ -18,7 +18,7 @@ from tools.imports import imported_names, module_files
 PACKAGE = ROOT / "qhelpers"
 FRONT = "front"
 ROOMS = (FRONT, "tasks", "check", "book")  # each may import from the front room and from itself
-MOST_FRONT_LINES, MOST_FRONT_MODULES = 1_300, 9
+MOST_FRONT_LINES, MOST_FRONT_MODULES = 1_600, 9
 
 
 def room_of(path: Path) -> str:

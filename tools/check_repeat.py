@@ -19,7 +19,7 @@ from tools.common import BUILD, ROOT, notebooks
 from tools.run_notebooks import RESULTS, is_current
 
 STAGE = BUILD / "alone"
-REPEATED = ("model", "size_mb", "metric", "value", "interval", "n", "agreement")
+REPEATED = ("model", "size_mb", "metric", "value", "interval", "n", "paired", "agreement")
 ONE_IN = 5
 RECENT_COMMITS = 20
 
@@ -55,6 +55,7 @@ def run_again(chosen: list[Path]) -> Path:
     others = [f"book/{path.name}" for path in notebooks() if path not in chosen]
     stage({path.stem: path for path in chosen}, STAGE, {"exclude_patterns": others})
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QHELPERS_")}
+    environment["QHELPERS_PROCESSES"] = "1"  # speeds are not compared here
     check(build(STAGE, environment))
     return STAGE / "book" / "qhelpers-results"
 

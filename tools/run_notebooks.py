@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from qhelpers import atomic, engines
+from qhelpers.book import chapter
 from tools.common import BUILD, ROOT, files_below, gathers_results, hash_files, notebooks
 from tools.imports import reached_files
 
@@ -73,7 +74,8 @@ def is_current(notebook: Path) -> bool:
     try:
         kept = json.loads(stamp.read_text())
         results_are_there = (RESULTS / notebook.stem).is_dir() or not kept["has_results"]
-        return bool(results_are_there and kept["hash"] == inputs_hash(notebook))
+        enough = kept["processes"] >= chapter.processes()
+        return bool(results_are_there and enough and kept["hash"] == inputs_hash(notebook))
     except (ValueError, KeyError, TypeError):  # a stamp that was cut off or written over
         return False
 
@@ -121,6 +123,7 @@ def run_and_keep(notebook: Path) -> bool:
         os.replace(folder / "results", RESULTS / notebook.stem)
     # A notebook may fill the hub cache itself; that must not make its copy stale.
     stamp = {"hash": f"{before} {weights_source()}", "seconds": round(seconds, 1), "has_results": has_results}
+    stamp["processes"] = chapter.processes()  # a page that was measured by more of them serves those who want fewer
     atomic.write_text(stamp_file(notebook), json.dumps(stamp))
     return True
 

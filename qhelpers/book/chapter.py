@@ -28,9 +28,16 @@ def environment() -> str:
     return (
         f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, "
         f"torchvision {torchvision.__version__.split('+')[0]}\n{engines.cpu_name()} "
-        f"({torch.backends.cpu.get_cpu_capability()}), {threads} thread{'s' * (threads > 1)}, "
+        f"({_instructions()}), {threads} thread{'s' * (threads > 1)}, "
         f"quantized engine {torch.backends.quantized.engine}"
     )
+
+
+def _instructions() -> str:
+    try:
+        return ", ".join(engines.int8_instructions())
+    except engines.EngineError:
+        return "its instructions cannot be read"
 
 
 def start(seed: int = 0) -> None:
@@ -140,6 +147,23 @@ def record(name: str, values: dict[str, Any]) -> None:
         raise atomic.WriteError(
             f"{error} Name a folder that can be written in the variable QHELPERS_RESULTS."
         ) from error
+
+
+def processes() -> int:
+    """How many fresh processes measure each speed that is said aloud: 5 where the site is published, else 2.
+
+    ``make book PROCESSES=5`` sets the variable ``QHELPERS_PROCESSES``. Five give a prediction interval, fewer a range.
+
+    Raises:
+        ValueError: if the variable is no number of processes.
+
+    >>> processes() >= 1
+    True
+    """
+    said = os.environ.get("QHELPERS_PROCESSES", "2")
+    if not said.isdecimal() or int(said) < 1:
+        raise ValueError(f"QHELPERS_PROCESSES must be a whole number from 1 on, got {said!r}.")
+    return int(said)
 
 
 def has_runner() -> bool:

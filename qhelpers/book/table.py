@@ -10,14 +10,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from qhelpers import benchmark, engines, guards, metrics, size
 from qhelpers.book import chapter
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS = {"top-1 in %": (0.0, 100.0), "bits a character": (0.0, 64.0)}
 
@@ -36,18 +39,27 @@ class Row:
 
     model: str
     size_mb: float  # of the saved state_dict
-    speed: float  # times the float model of the same task, in the same run; above 1 is faster
-    speed_quartiles: tuple[float, float]
+    speed: benchmark.Ratio  # times the float model in the same runtime, prepared as well; above 1 is faster
+    best: benchmark.Ratio  # times the best float path of the same run
+    best_float: str  # which one that was
     metric: str  # a key of METRICS
     value: float
     interval: tuple[float, float]  # 95 %
     n: int  # images or characters behind the value
+    paired: (
+        metrics.Paired | None
+    )  # with the float model; None for that model itself, and where no answer differs in kind
+    sqnr_db: float | None  # of the outputs against the float model's; None for that model itself
     agreement: float  # with the float model, in %
     setting: str  # CPU, threads, engine
     measured_on: str = field(default_factory=lambda: datetime.date.today().isoformat())
 
     def __post_init__(self) -> None:
-        numbers = {"size_mb": self.size_mb, "speed": self.speed, "value": self.value, "agreement": self.agreement}
+        numbers = {"size_mb": self.size_mb, "value": self.value, "agreement": self.agreement}
+        for name, ratio in (("speed", self.speed), ("best", self.best)):
+            numbers |= {name: ratio.value, f"{name}.low": ratio.low, f"{name}.high": ratio.high}
+        if self.sqnr_db is not None:
+            numbers["sqnr_db"] = self.sqnr_db
         for name, number in numbers.items():
             if not math.isfinite(number):
                 raise RowError(f"Row {self.model!r}: {name} is {number}.")
@@ -57,7 +69,9 @@ class Row:
         checks = {
             "model": bool(self.model.strip()),
             "size_mb": self.size_mb > 0,
-            "speed_quartiles": 0 < self.speed_quartiles[0] <= self.speed <= self.speed_quartiles[1],
+            "speed": 0 < self.speed.low <= self.speed.value <= self.speed.high,
+            "best": 0 < self.best.low <= self.best.value <= self.best.high,
+            "best_float": bool(self.best_float.strip()),
             "interval": least <= self.interval[0] <= self.value <= self.interval[1] <= most,
             "n": self.n > 0,
             "agreement": 0 <= self.agreement <= 100,
@@ -71,73 +85,135 @@ class Row:
 def compare(
     candidates: Mapping[str, nn.Module],
     loader: Iterable[tuple[Tensor, Tensor]],
-    example: Tensor,
+    latency: benchmark.Comparison,
     *,
+    floats: Sequence[str],
+    own: str | Mapping[str, str],
     engine_of: Mapping[str, str] | None = None,
-    rounds: int = 60,
+    sizes: Mapping[str, float] | None = None,
 ) -> list[Row]:
-    """Size, speed, top-1 and agreement of classifiers that do the same job.
+    """Size, speed, top-1 and difference to float of classifiers that do the same job.
 
     Args:
-        candidates: name to model in evaluation mode; the first one is the float model that the others are
-            compared with.
+        candidates: name to model in evaluation mode, or to any callable; the first one is the float model that the
+            others are compared with.
         loader: labelled batches.
-        example: the input whose latency is measured.
+        latency: in which each candidate was timed under its name, beside the float paths.
+        floats: names of the float paths in ``latency``: the fastest of them is the best float.
+        own: the float path of a candidate's own runtime, by its name, or one for all.
         engine_of: the engine under which a model runs, by its name; if it is not named, the one that is set.
-        rounds: of the latency measurement.
+        sizes: in MB, of candidates that are no modules.
 
     Raises:
         ValueError: if there is no candidate or no image, or ``engine_of`` names no candidate.
+        BenchmarkError: if ``latency`` has no such candidate or float path.
         EngineError: if this build lacks an engine.
         GuardError: if a model is in training mode.
 
     >>> model = nn.Linear(4, 2).eval()
-    >>> rows = compare({"float": model, "same": model}, [(torch.eye(4), torch.zeros(4))], torch.eye(4), rounds=2)
-    >>> [(row.model, row.agreement) for row in rows]
-    [('float', 100.0), ('same', 100.0)]
+    >>> timed = benchmark.compare_latency({"float": lambda: model(torch.eye(4))}, rounds=2, progress=False)
+    >>> rows = compare({"float": model}, [(torch.eye(4), torch.zeros(4))], timed, floats=["float"], own="float")
+    >>> [(row.model, row.agreement, row.best.value) for row in rows]
+    [('float', 100.0, 1.0)]
     """
     chosen = dict(engine_of or {})
     if unknown := set(chosen) - set(candidates):
         raise ValueError(f"engine_of names no candidate: {', '.join(sorted(unknown))}.")
+    if not candidates:
+        raise ValueError("There is nothing to compare: give at least one candidate.")
     batches = list(loader)
     if not any(len(wanted) for _, wanted in batches):
         raise ValueError("The loader yielded no image: there is nothing to compare on.")
     labels = torch.cat([wanted for _, wanted in batches])
     for model in candidates.values():
-        guards.require_eval(model)
+        if isinstance(model, nn.Module):
+            guards.require_eval(model)
 
-    def runner(name: str) -> metrics.Classifier:
-        def run(inputs: Tensor) -> Tensor:
-            with engines.using_engine(chosen[name]) if name in chosen else nullcontext():
-                outputs: Tensor = candidates[name](inputs)
-                return outputs
+    def logits(name: str) -> Tensor:
+        with engines.using_engine(chosen[name]) if name in chosen else nullcontext():
+            return torch.cat([candidates[name](images) for images, _ in batches])
 
-        return run
-
-    runners = {name: runner(name) for name in candidates}
     with torch.inference_mode():
-        answers = {name: torch.cat([run(x).argmax(1) for x, _ in batches]) for name, run in runners.items()}
-    latency = benchmark.compare_latency({name: partial(run, example) for name, run in runners.items()}, rounds=rounds)
-    first = next(iter(answers.values()))
+        outputs = {name: logits(name) for name in candidates}
+    exact = next(iter(outputs.values()))
     where = latency.setting.rsplit(", engine", 1)[0]
+    best_float = latency.fastest(floats)
     rows = []
     for name, model in candidates.items():
-        share, timed = metrics.Share(int((answers[name] == labels).sum()), len(labels)), latency[name]
+        answers = outputs[name].argmax(1)
+        share = metrics.Share(int((answers == labels).sum()), len(labels))
         rows.append(
             Row(
                 model=name,
-                size_mb=size.size_mb(model),
-                speed=timed.ratio,
-                speed_quartiles=timed.ratio_quartiles,
+                size_mb=(sizes or {}).get(name) or size.size_mb(model),
+                speed=latency.ratio(name, own if isinstance(own, str) else own[name]),
+                best=latency.ratio(name, best_float),
+                best_float=best_float,
                 metric="top-1 in %",
                 value=share.percent,
                 interval=share.interval,
                 n=share.n,
-                agreement=100 * float((answers[name] == first).double().mean()),
+                paired=paired_or_none(exact, outputs[name], labels),
+                sqnr_db=None if torch.equal(outputs[name], exact) else metrics.sqnr_db(exact, outputs[name]),
+                agreement=100 * float((answers == exact.argmax(1)).double().mean()),
                 setting=f"{where}, engine {chosen.get(name, torch.backends.quantized.engine)}",
             )
         )
     return rows
+
+
+def paired_or_none(exact: Tensor, found: Tensor, labels: Tensor) -> metrics.Paired | None:
+    """The paired comparison of two outputs; None of the float model with itself, or where all pairs end alike."""
+    try:
+        return None if found is exact else metrics.paired(exact, found, labels)
+    except ValueError:
+        if len(exact) != len(found):
+            raise
+        return None
+
+
+def speeds(
+    label: str, latency: benchmark.Comparison, *, floats: Sequence[str], own: str | Mapping[str, str]
+) -> "pd.DataFrame":
+    """A table of speed with both ratios, to be shown; its ratios are recorded, so that they can be measured again.
+
+    Args:
+        label: what sets this table apart from others of the chapter, in words with hyphens, such as ``one-image``.
+        latency: as measured.
+        floats: names of the float paths: the fastest of them is the best float.
+        own: the float path of the same runtime for each candidate that is no float path, by its name, or one for all.
+
+    Raises:
+        BenchmarkError: if ``latency`` has no such candidate or float path.
+        WriteError: if the results folder cannot be written.
+
+    >>> same = lambda: None
+    >>> timed = benchmark.compare_latency({"float": same, "int8": same}, rounds=2, progress=False)
+    >>> list(speeds("doctest", timed, floats=["float"], own="float").columns)
+    ['ms', 'cold ms', '× float in this runtime', '× best float here']
+    """
+    import pandas as pd  # here: slow to import, and only pages need it
+
+    best = latency.fastest(floats)
+    lines: dict[str, dict[str, str]] = {}
+    kept: list[dict[str, Any]] = []
+    for name in latency.names:
+        of_own = own if isinstance(own, str) else own.get(name)
+        ratios = {"× float in this runtime": None if name in floats or of_own is None else of_own}
+        ratios["× best float here"] = best
+        lines[name] = {"ms": f"{latency.steady_ms(name):.2f}", "cold ms": f"{latency.cold_ms(name):.2f}"}
+        for column, over in ratios.items():
+            shown = "–" if over is None else "1 (the best)" if name == over else str(latency.ratio(name, over))
+            lines[name][column] = shown
+        for over in dict.fromkeys([*floats, *filter(None, ratios.values())]):  # another one may be the best next time
+            if name != over:
+                printed = over in ratios.values()
+                kept.append({"name": name, "over": over, "printed": printed, **asdict(latency.ratio(name, over))})
+    processes = len(latency.processes)
+    chapter.record(f"speeds-{label}", {"label": label, "processes": processes, "ratios": kept})
+    frame = pd.DataFrame(lines).T
+    frame.columns.name = f"times faster; best float: {best}"
+    return frame
 
 
 def write_rows(name: str, rows: Sequence[Row]) -> None:
@@ -176,13 +252,12 @@ def read_rows(name: str, expected: Sequence[str]) -> list[Row]:
         ...
     qhelpers.book.table.RowError: The chapter no-such-chapter has left no current rows: run it first.
     """
-    places = (folder / f"rows-{name}.json" for folder in chapter.gathered_folders())
-    path = next((place for place in places if place.is_file()), None)
+    path = _gathered(name, f"rows-{name}.json")
     if path is None:
         raise RowError(f"The chapter {name} has left no current rows: run it first.")
     try:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        rows = [Row(**{own.name: _value(row[own.name]) for own in fields(Row)}) for row in kept["rows"]]
+        rows = [Row(**{own.name: _value(own.name, row[own.name]) for own in fields(Row)}) for row in kept["rows"]]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RowError(f"{path.name} is damaged ({type(error).__name__}: {error}): run {name} again.") from error
     found = {row.model: row for row in rows}
@@ -191,18 +266,63 @@ def read_rows(name: str, expected: Sequence[str]) -> list[Row]:
     return [found[model] for model in expected]
 
 
-def _value(value: Any) -> Any:
+def read_speeds(name: str, label: str) -> dict[tuple[str, str], benchmark.Ratio]:
+    """The ratios of a table of speed that a chapter has left where this page may gather them.
+
+    Args:
+        name: of the notebook, without ending.
+        label: of the table, as the chapter gave it to :func:`speeds`.
+
+    Returns:
+        For each candidate and float path, such as ``("int8, x86", "float ONNX Runtime")``, how many times faster the
+        first is.
+
+    Raises:
+        RowError: if the chapter has not run or is not current, or the file is damaged.
+
+    >>> read_speeds("no-such-chapter", "one-image")
+    Traceback (most recent call last):
+        ...
+    qhelpers.book.table.RowError: The chapter no-such-chapter has left no current speeds one-image: run it first.
+    """
+    path = _gathered(name, f"speeds-{label}.json")
+    if path is None:
+        raise RowError(f"The chapter {name} has left no current speeds {label}: run it first.")
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            (one["name"], one["over"]): benchmark.Ratio(one["value"], one["low"], one["high"], one["kind"])
+            for one in kept["ratios"]
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise RowError(f"{path.name} is damaged ({type(error).__name__}: {error}): run {name} again.") from error
+
+
+def _gathered(name: str, file: str) -> Path | None:
+    """Where a chapter has left a file; a runner gives each chapter a folder of its own, named after it."""
+    folders = chapter.gathered_folders()
+    if chapter.has_runner():
+        folders = [folder for folder in folders if folder.name == name]
+    return next((folder / file for folder in folders if (folder / file).is_file()), None)
+
+
+def _value(name: str, value: Any) -> Any:
+    if name in ("speed", "best"):
+        return benchmark.Ratio(**value)
+    if name == "paired" and value is not None:
+        return metrics.Paired(**{key: _value(key, one) for key, one in value.items()})
     return tuple(value) if isinstance(value, list) else value
 
 
-def as_frame(rows: Sequence[Row], dated: bool = False) -> Any:
+def as_frame(rows: Sequence[Row], dated: bool = False) -> "pd.DataFrame":
     """The rows as a pandas DataFrame to be shown.
 
     Args:
         rows: of one chapter.
         dated: with the day on which each was measured.
 
-    >>> row = Row("float", 9.2, 1.0, (1.0, 1.0), "top-1 in %", 99.3, (98.6, 99.7), 1000, 100.0, "a CPU, 1 thread")
+    >>> one = benchmark.Ratio(1.0, 1.0, 1.0, "range of 2 processes")
+    >>> row = Row("float", 9.2, one, one, "float", "top-1 in %", 99.3, (98.6, 99.7), 1000, None, None, 100.0, "a CPU")
     >>> as_frame([row]).loc["float", "top-1 in % (95 %)"]
     '99.3 (98.6 to 99.7)'
     """
@@ -212,18 +332,33 @@ def as_frame(rows: Sequence[Row], dated: bool = False) -> Any:
     lines = {}
     for row in rows:
         low, high = (_shown(row, value) for value in row.interval)
-        slow, fast = row.speed_quartiles
         quality, unit = (row.metric, "") if same_metric else ("quality", f" {row.metric}")
         lines[row.model] = {
             "MB": f"{row.size_mb:.2f}",
-            "times float (quartiles)": f"{row.speed:.2f} ({slow:.2f} to {fast:.2f})",
+            "× float in this runtime": str(row.speed),
+            "× best float here": str(row.best),
             f"{quality} (95 %)": f"{_shown(row, row.value)} ({low} to {high}){unit}",
-            "same as float in %": f"{row.agreement:.1f}",
+            "difference to float (paired 95 %)": str(row.paired) if row.paired else "–",
+            "SQNR in dB": "–" if row.sqnr_db is None else f"{row.sqnr_db:.1f}",
             "engine": row.setting.rsplit("engine ", 1)[-1],
         }
         if dated:
             lines[row.model]["measured on"] = row.measured_on
     return pd.DataFrame(lines).T
+
+
+def under_table(rows: Sequence[Row]) -> str:
+    """What the intervals of the speeds cover, and which float path was the best: a sentence to stand under the table.
+
+    >>> one = benchmark.Ratio(1.0, 1.0, 1.0, "range of 2 processes")
+    >>> row = Row("a", 9.2, one, one, "ORT", "top-1 in %", 99.3, (98.6, 99.7), 1000, None, None, 100.0, "a CPU")
+    >>> under_table([row])
+    'a CPU. Speed in brackets: range of 2 processes. Best float: ORT.'
+    """
+    settings = " | ".join(dict.fromkeys(row.setting.rsplit(", engine", 1)[0] for row in rows))
+    kinds = " | ".join(dict.fromkeys(row.speed.kind for row in rows))
+    best = " | ".join(dict.fromkeys(row.best_float for row in rows))
+    return f"{settings}. Speed in brackets: {kinds}. Best float: {best}."
 
 
 def _shown(row: Row, value: float) -> str:

@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +42,12 @@ class Loaded:
     name: str  # of the file
     shape: tuple[int | None, ...] | None  # of its input; None for any size, or where only the runtime knows
     run: Callable[[Tensor], Tensor]
+    again: Callable[[], "Loaded"] | None = None  # in another process it is loaded anew
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.again is None:
+            raise ExportError(f"{self.name} does not know how to be loaded again.")
+        return self.again, ()
 
     def __call__(self, images: Tensor) -> Tensor:
         """The file's output for ``images``.
@@ -136,12 +143,12 @@ def _reason(error: Exception) -> str:
 # --- loading -----------------------------------------------------------------------------------------
 
 
-def load_pte(path: Path, threads: int = 1) -> Loaded:
+def load_pte(path: Path, threads: int | None = None) -> Loaded:
     """Load a file of ExecuTorch with its runtime.
 
     Args:
         path: the ``.pte`` file, with one float32 input and one output.
-        threads: of the runtime, for this and every other file in the process.
+        threads: of the runtime, for this and every other file in the process; if None, as many as PyTorch has.
 
     Raises:
         FileFormatError: if it is missing, cut off, damaged or no such file; with the runtime's own reason.
@@ -159,7 +166,7 @@ def load_pte(path: Path, threads: int = 1) -> Loaded:
     from executorch.runtime import Runtime
 
     with _listening():
-        _unsafe_reset_threadpool(threads)  # says so
+        _unsafe_reset_threadpool(threads or torch.get_num_threads())  # says so
     try:
         with _listening() as said:
             program = Runtime.get().load_program(path)
@@ -186,11 +193,11 @@ def load_pte(path: Path, threads: int = 1) -> Loaded:
             raise ExportError(f"{path.name} failed: {said.reason or error}") from error
         return outputs[0].clone()  # the runtime writes the next output to the same place
 
-    return Loaded(path.name, None, run)
+    return Loaded(path.name, None, run, partial(load_pte, path.absolute(), threads))
 
 
-def load_onnx(path: Path, threads: int = 1) -> Loaded:
-    """Load an ONNX file with ONNX Runtime, on the CPU.
+def load_onnx(path: Path, threads: int | None = None) -> Loaded:
+    """Load an ONNX file with ONNX Runtime, on the CPU, with as many threads as PyTorch has if none is given.
 
     Raises:
         FileFormatError: if it is missing, cut off, damaged or no such file.
@@ -206,7 +213,7 @@ def load_onnx(path: Path, threads: int = 1) -> Loaded:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -214,7 +221,11 @@ def load_onnx(path: Path, threads: int = 1) -> Loaded:
         raise FileFormatError(f"{path.name} is cut off or damaged: {guards.first_line(error)}") from error
     entry = session.get_inputs()[0]
     shape = tuple(size if isinstance(size, int) else None for size in entry.shape)
-    return Loaded(path.name, shape, lambda x: torch.from_numpy(session.run(None, {entry.name: x.numpy()})[0]))
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0])
+
+    return Loaded(path.name, shape, run, partial(load_onnx, path.absolute(), threads))
 
 
 def load_lite(path: Path, engine: str | None = None, shape: Sequence[int | None] | None = None) -> Loaded:
@@ -249,7 +260,8 @@ def load_lite(path: Path, engine: str | None = None, shape: Sequence[int | None]
             outputs: Tensor = module(images)
             return outputs
 
-    return Loaded(path.name, None if shape is None else tuple(shape), run)
+    fixed = None if shape is None else tuple(shape)
+    return Loaded(path.name, fixed, run, partial(load_lite, path.absolute(), chosen, fixed))
 
 
 def _check_file(path: Path, wanted: str, is_one: Callable[[bytes], bool]) -> None:

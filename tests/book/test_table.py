@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +10,44 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qhelpers import engines, guards
-from qhelpers.book import table
+from qhelpers import benchmark, engines, guards, metrics
+from qhelpers.book import chapter, table
+
+
+def ratio(value: float = 1.0, low: float = 0.9, high: float = 1.1) -> benchmark.Ratio:
+    return benchmark.Ratio(value, low, high, "range of 2 processes")
+
 
 GOOD: dict[str, Any] = {
     "model": "float",
     "size_mb": 9.2,
-    "speed": 1.0,
-    "speed_quartiles": (0.9, 1.1),
+    "speed": ratio(),
+    "best": ratio(0.3, 0.2, 0.4),
+    "best_float": "float ONNX Runtime",
     "metric": "top-1 in %",
     "value": 99.0,
     "interval": (98.0, 99.5),
     "n": 1000,
+    "paired": metrics.Paired(14, 2, 1000, -1.2, (-2.1, -0.4), -0.6, 0.004),
+    "sqnr_db": 31.0,
     "agreement": 100.0,
     "setting": "a CPU, 1 thread, engine x86",
     "measured_on": "2026-11-28",
 }
 
 
-DAMAGED_ROW = json.dumps({"rows": [GOOD | {"model": 3}]})
+DAMAGED_ROW = json.dumps({"rows": [asdict(table.Row(**GOOD)) | {"model": 3}]})
 
 
-class Inverting(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return -x
+class Table(nn.Module):
+    """Gives what it was made with, whatever goes in."""
+
+    def __init__(self, outputs: Tensor) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.outputs
 
 
 @pytest.fixture
@@ -51,11 +66,46 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_compare_measures_each_candidate_against_the_first(batches: list[tuple[Tensor, Tensor]]) -> None:
-    same, inverted = nn.Identity().eval(), Inverting().eval()
-    rows = table.compare({"float": same, "inverted": inverted}, batches, torch.eye(4), rounds=3)
-    assert [(row.value, row.agreement, row.n) for row in rows] == [(100.0, 100.0, 4), (0.0, 0.0, 4)]
-    assert rows[0].speed == 1.0
+def timed(*names: str) -> benchmark.Comparison:
+    """A measurement in which each name is twice as fast as the one before."""
+    steady = {name: [2.0**-place] * 2 for place, name in enumerate(names)}
+    runs = (benchmark.Times(steady, steady),) * 2
+    return benchmark.Comparison(names, runs, 3, "a CPU, 1 thread, engine x86")
+
+
+def test_compare_gives_both_ratios_and_the_paired_difference() -> None:
+    labels = torch.arange(8) % 4
+    images = torch.eye(4)[labels]
+    wrong_on_one = images.clone()
+    wrong_on_one[0] = torch.tensor([0.0, 1.0, 0.0, 0.0])
+    candidates = {"float": nn.Identity().eval(), "int8": Table(wrong_on_one).eval()}
+    latency = timed("float", "float in its runtime", "best float", "int8")
+    rows = table.compare(
+        candidates,
+        [(images, labels)],
+        latency,
+        floats=["float", "float in its runtime", "best float"],
+        own="float in its runtime",
+    )
+    assert [row.speed.value for row in rows] == [0.5, 4.0]
+    assert [row.best.value for row in rows] == [0.25, 2.0]
+    assert {row.best_float for row in rows} == {"best float"}
+    assert rows[0].paired is rows[0].sqnr_db is None
+    assert rows[1].paired == metrics.paired(images, wrong_on_one, labels)
+    assert rows[1].sqnr_db == pytest.approx(metrics.sqnr_db(images, wrong_on_one))
+    assert rows[1].agreement == 87.5
+
+
+def test_compare_takes_a_float_path_for_each_candidate() -> None:
+    same = nn.Identity().eval()
+    rows = table.compare(
+        {"a": same, "b": same},
+        [(torch.eye(4), torch.arange(4))],
+        timed("a", "b", "c"),
+        floats=["a"],
+        own={"a": "a", "b": "c"},
+    )
+    assert [row.speed.value for row in rows] == [1.0, 0.5]
 
 
 def test_compare_runs_each_model_under_its_engine(batches: list[tuple[Tensor, Tensor]]) -> None:
@@ -67,28 +117,61 @@ def test_compare_runs_each_model_under_its_engine(batches: list[tuple[Tensor, Te
             return x
 
     with engines.using_engine(engines.default_engine()):
-        rows = table.compare(
-            {"float": nn.Identity().eval(), "spy": Spy().eval()},
-            batches,
-            torch.eye(4),
-            engine_of={"spy": "qnnpack"},
-            rounds=2,
-        )
+        candidates = {"float": nn.Identity().eval(), "spy": Spy().eval()}
+        latency = timed("float", "spy")
+        rows = table.compare(candidates, batches, latency, floats=["float"], own="float", engine_of={"spy": "qnnpack"})
     assert seen == {"qnnpack"}
-    assert rows[1].setting.endswith("engine qnnpack")
+    assert rows[1].setting == "a CPU, 1 thread, engine qnnpack"
     assert rows[0].setting.endswith(f"engine {engines.default_engine()}")
 
 
 def test_compare_refuses_what_it_cannot_measure(batches: list[tuple[Tensor, Tensor]]) -> None:
-    one = {"float": nn.Identity().eval()}
+    one, latency = {"float": nn.Identity().eval()}, timed("float")
+    floats: dict[str, Any] = {"floats": ["float"], "own": "float"}
     with pytest.raises(ValueError, match="no candidate: int8"):
-        table.compare(one, batches, torch.eye(4), engine_of={"int8": "x86"})
+        table.compare(one, batches, latency, engine_of={"int8": "x86"}, **floats)
     with pytest.raises(ValueError, match="no image"):
-        table.compare(one, [], torch.eye(4))
-    with pytest.raises(ValueError, match="nothing to time"):
-        table.compare({}, batches, torch.eye(4))
+        table.compare(one, [], latency, **floats)
+    with pytest.raises(ValueError, match="nothing to compare"):
+        table.compare({}, batches, latency, **floats)
+    with pytest.raises(benchmark.BenchmarkError, match="no candidate 'int8'; there are float"):
+        table.compare(one | {"int8": nn.Identity().eval()}, batches, latency, **floats)
     with pytest.raises(guards.GuardError, match="training mode"):
-        table.compare({"float": nn.Identity().train()}, batches, torch.eye(4))
+        table.compare({"float": nn.Identity().train()}, batches, latency, **floats)
+
+
+def test_speeds_shows_both_ratios_and_records_those_against_every_float() -> None:
+    latency = timed("float", "best float", "int8")
+    frame = table.speeds("one-image", latency, floats=["float", "best float"], own="float")
+    assert frame.loc["int8", "× float in this runtime"] == "4.00 (4.00 to 4.00)"
+    assert frame.loc["int8", "× best float here"] == "2.00 (2.00 to 2.00)"
+    assert frame.loc["best float", "× best float here"] == "1 (the best)"
+    assert frame.loc["float", "× float in this runtime"] == "–"
+    kept = json.loads((chapter.results_folder() / "speeds-one-image.json").read_text())
+    assert kept["processes"] == 2
+    values = {(one["name"], one["over"]): (one["value"], one["printed"]) for one in kept["ratios"]}
+    assert values["int8", "float"] == (4.0, True)
+    assert values["int8", "best float"] == (2.0, True)
+    assert values["best float", "float"] == (2.0, False)
+
+
+def test_recorded_speeds_come_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    latency = timed("float", "int8")
+    monkeypatch.setenv("QHELPERS_RESULTS", str(tmp_path / "some-chapter"))
+    table.speeds("one", latency, floats=["float"], own="float")
+    monkeypatch.setenv("QHELPERS_CURRENT", json.dumps([str(tmp_path / "other"), str(tmp_path / "some-chapter")]))
+    assert table.read_speeds("some-chapter", "one")["int8", "float"] == latency.ratio("int8")
+    (tmp_path / "some-chapter" / "speeds-one.json").write_text('{"ratios": [{}]}')
+    with pytest.raises(table.RowError, match=r"speeds-one.json is damaged .* run some-chapter again"):
+        table.read_speeds("some-chapter", "one")
+    with pytest.raises(table.RowError, match="other has left no current speeds one"):
+        table.read_speeds("other", "one")
+
+
+def test_a_row_shows_what_was_lost_and_won() -> None:
+    frame = table.as_frame([table.Row(**GOOD)])
+    shown = frame.loc["float", "difference to float (paired 95 %)"]
+    assert shown == "-1.2 points (-2.1 to -0.4); 14 lost, 2 won of 1,000, p = 0.004"
 
 
 @pytest.mark.parametrize(
@@ -97,9 +180,12 @@ def test_compare_refuses_what_it_cannot_measure(batches: list[tuple[Tensor, Tens
         ("model", " "),
         ("size_mb", 0.0),
         ("size_mb", float("nan")),
-        ("speed", float("inf")),
-        ("speed", 2.0),  # outside its quartiles
-        ("speed_quartiles", (1.1, 0.9)),
+        ("speed", ratio(float("inf"))),
+        ("speed", ratio(2.0)),  # outside its interval
+        ("best", ratio(1.0, 1.1, 0.9)),
+        ("best", ratio(1.0, 0.0, 1.1)),
+        ("best_float", ""),
+        ("sqnr_db", float("nan")),
         ("metric", "accuracy"),
         ("value", 101.0),
         ("interval", (99.2, 99.5)),

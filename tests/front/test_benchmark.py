@@ -1,70 +1,256 @@
-"""Latency: candidates take turns, and the figures follow from the times."""
+"""Latency: the order, the blocks, the copies, the intervals. No test waits for a clock: time is told to them."""
 
-import itertools
-import time
+import math
+import os
+import random
+from collections.abc import Callable
+from functools import partial
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from qhelpers import benchmark
-
-
-def test_candidates_take_turns() -> None:
-    calls: list[str] = []
-    candidates = {name: lambda name=name: calls.append(name) for name in "abc"}  # type: ignore[misc]
-    benchmark.compare_latency(candidates, rounds=6, warmup=0, progress=False)
-    rounds = [tuple(calls[i : i + 3]) for i in range(0, 18, 3)]
-    assert {frozenset(one) for one in rounds} == {frozenset("abc")}
-    assert {one[0] for one in rounds} == {"a", "b", "c"}, "no candidate is always first"
+from qhelpers import benchmark, engines
+from qhelpers.benchmark import BenchmarkError, Comparison, Times, compare_latency
+from qhelpers.tasks import checkpoints
 
 
-def test_warmup_runs_are_not_timed() -> None:
-    calls = itertools.count()
+class Clock:
+    """A clock that only candidates move; each call of one takes its seconds, and more when another ran before it."""
 
-    def slow_at_first() -> None:
-        if next(calls) < 2:
-            time.sleep(0.05)
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
 
-    result = benchmark.compare_latency({"a": slow_at_first}, rounds=2, warmup=2, progress=False)
-    assert result["a"].median_ms < 20
+    def candidate(self, name: str, seconds: Callable[[], float], cold: float = 0.0) -> Callable[[], None]:
+        def call() -> None:
+            self.now += seconds() + (cold if self.calls[-1:] != [name] else 0.0)
+            self.calls.append(name)
 
-
-def test_ratio_is_baseline_over_own_time() -> None:
-    candidates = {"slow": lambda: time.sleep(0.03), "fast": lambda: time.sleep(0.01)}
-    result = benchmark.compare_latency(candidates, rounds=5, warmup=1, progress=False)
-    assert result["slow"].ratio == 1
-    assert 2 < result["fast"].ratio < 4
-    low, high = result["fast"].ratio_quartiles
-    assert low <= result["fast"].ratio <= high
+        return call
 
 
-def test_the_table_names_cpu_threads_and_engine() -> None:
-    result = benchmark.compare_latency({"a": lambda: None}, rounds=2, progress=False)
-    assert " thread" in str(result)
-    assert ", engine " in str(result)
-    assert "2 rounds" in str(result)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    told = Clock()
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: told.now)
+    return told
+
+
+def compare(candidates: dict[str, Callable[[], object]], **arguments: int) -> Comparison:
+    return compare_latency(candidates, progress=False, **arguments)
+
+
+def turns(calls: list[str]) -> list[str]:
+    return [name for place, name in enumerate(calls) if place == 0 or calls[place - 1] != name]
+
+
+def test_every_round_has_an_order_of_its_own_and_a_seed_repeats_it() -> None:
+    def order(seed: int) -> list[str]:
+        clock = Clock()
+        candidates = {name: clock.candidate(name, lambda: 0.0) for name in "abcd"}
+        compare(candidates, rounds=40, calls=1, warmup=0, seed=seed)
+        return clock.calls
+
+    assert order(0) == order(0) != order(1)
+    rounds = [order(0)[i : i + 10] for i in range(0, 400, 10)]  # five entrants, twice each
+    assert len({tuple(one) for one in rounds}) > 20
+    before_b = {one[one.index("b") - 1] for one in rounds if one.index("b")}
+    assert before_b == {"a", "c", "d"}, "nobody always runs behind the same one"
+
+
+def test_the_baseline_takes_part_twice() -> None:
+    clock = Clock()
+    compare(
+        {"a": clock.candidate("a", lambda: 0.0), "b": clock.candidate("b", lambda: 0.0)}, rounds=5, calls=3, warmup=0
+    )
+    assert (clock.calls.count("a"), clock.calls.count("b")) == (2 * 5 * 4, 5 * 4)
+
+
+def test_cold_and_steady_are_told_apart(clock: Clock) -> None:
+    found = compare(
+        {name: clock.candidate(name, lambda: 1e-3, cold=5e-3) for name in ("a", "b")}, rounds=5, calls=4, warmup=1
+    )
+    assert found["b"].steady_ms == pytest.approx(1)
+    assert found["b"].cold_ms == pytest.approx(6)
+
+
+def test_warmup_runs_are_not_timed(clock: Clock) -> None:
+    costs = iter([5.0, 5.0, *[1e-3] * 100])
+    found = compare({"a": clock.candidate("a", lambda: next(costs))}, rounds=2, calls=1, warmup=1)
+    assert found["a"].steady_ms == pytest.approx(1)
+
+
+def test_a_ratio_is_the_rival_s_time_over_the_own_in_the_same_round(clock: Clock) -> None:
+    drift = iter(x for i in range(1000) for x in [1 + i / 10])  # the machine becomes slower and slower
+    slow = clock.candidate("slow", lambda: 3e-3 * next(drift))
+    fast = clock.candidate("fast", lambda: 1e-3 * next(drift))
+    found = compare({"slow": slow, "fast": fast}, rounds=60, calls=1, warmup=0)
+    ratio = found.ratio("fast")
+    assert ratio.low <= ratio.value <= ratio.high
+    assert ratio.value == pytest.approx(3, rel=0.1)
+    assert found.ratio("slow", over="fast").value == pytest.approx(1 / 3, rel=0.1)
+    assert "bootstrap" in ratio.kind
+    assert found.ratio("slow").value == 1
+
+
+def test_what_two_copies_differ_by_is_printed(clock: Clock) -> None:
+    class Copied:
+        def __init__(self, seconds: float) -> None:
+            self.call = clock.candidate(str(seconds), lambda: seconds)
+
+        def __call__(self) -> None:
+            self.call()
+
+        def __deepcopy__(self, _: object) -> "Copied":
+            return Copied(1.1e-3)
+
+    found = compare({"float": Copied(1e-3)}, rounds=3)
+    assert found.noise_percent == pytest.approx(100 * (1 - 1 / 1.1))
+    assert "Two copies of float differ by 9.1 %." in str(found)
+
+
+def test_a_model_s_second_copy_has_memory_of_its_own() -> None:
+    model, images = nn.PReLU(), torch.ones(1, 2)
+    copied = benchmark._second_copy(partial(model, images))
+    assert isinstance(copied, partial)
+    assert copied.func.weight.data_ptr() != model.weight.data_ptr()
+    assert benchmark._second_copy(iter_of := (i for i in ())) is iter_of  # type: ignore[arg-type]
+
+
+def test_the_table_says_how_it_was_measured() -> None:
+    said = str(compare({"a": lambda: None, "b": lambda: None}, rounds=4, calls=2))
+    for words in ("one process, 4 rounds in random order, 2 calls a block", " thread", ", engine ", "95 % bootstrap"):
+        assert words in said
+
+
+# --- intervals between processes ---------------------------------------------------------------------
+
+
+def of_processes(*ratios: float) -> Comparison:
+    runs = tuple(Times({"a": [r, r], "a, second copy": [r, r], "b": [1.0, 1.0]}, {"a": [1], "b": [1]}) for r in ratios)
+    return Comparison(("a", "b"), runs, 3, "a CPU, 1 thread, engine x86")
+
+
+def test_few_processes_give_their_range() -> None:
+    ratio = of_processes(2.0, 3.0, 2.5).ratio("b")
+    assert (ratio.low, ratio.high, ratio.kind) == (2.0, 3.0, "range of 3 processes")
+    assert ratio.value == pytest.approx((2.0 * 3.0 * 2.5) ** (1 / 3))
+
+
+def test_five_processes_give_a_prediction_interval() -> None:
+    logs = [0.9, 1.0, 1.1, 1.0, 1.0]
+    ratio = of_processes(*map(math.exp, logs)).ratio("b")
+    half = 2.776445 * math.sqrt(0.005) * math.sqrt(1 + 1 / 5)  # t of 4 degrees, the sample's spread
+    assert math.log(ratio.low) == pytest.approx(1 - half, abs=1e-5)
+    assert math.log(ratio.high) == pytest.approx(1 + half, abs=1e-5)
+    assert "prediction interval for a fresh process, from 5" in ratio.kind
+
+
+def test_a_prediction_interval_holds_the_next_process_in_19_of_20() -> None:
+    chance, inside = random.Random(0), 0
+    for _ in range(2000):
+        *seen, new = (math.exp(chance.gauss(0.7, 0.05)) for _ in range(6))
+        ratio = of_processes(*seen).ratio("b")
+        inside += ratio.low <= new <= ratio.high
+    assert 0.93 < inside / 2000 < 0.97
+
+
+def test_an_unknown_candidate_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(BenchmarkError, match="no candidate 'c'; there are a, b"):
+        of_processes(1.0).ratio("c")
+    with pytest.raises(BenchmarkError, match="no candidate 'c'"):
+        of_processes(1.0).ratio("a", over="c")
+
+
+# --- fresh processes ---------------------------------------------------------------------------------
+
+
+def in_a_process_of_its_own(parent: int, threads: int) -> None:
+    if os.getpid() == parent or torch.get_num_threads() != threads:
+        raise AssertionError(f"process {os.getpid()}, {torch.get_num_threads()} threads")
+
+
+def give_up() -> None:
+    os._exit(3)
+
+
+def equals(model: Callable[[Tensor], Tensor], images: Tensor, expected: Tensor) -> Tensor:
+    found = model(images)
+    if not torch.equal(found, expected):
+        raise AssertionError("other outputs than before")
+    return found
+
+
+def test_each_process_is_fresh_and_has_its_threads() -> None:
+    found = compare({"a": partial(in_a_process_of_its_own, os.getpid(), 2)}, rounds=2, across_processes=2, threads=2)
+    assert len(found.processes) == 2
+    assert "2 threads" in found.setting
+    assert "2 fresh processes" in found.method
+
+
+def test_an_int8_model_is_the_same_in_another_process_on_every_engine() -> None:
+    images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    candidates: dict[str, Callable[[], object]] = {}
+    for engine in engines.available_engines():
+        model = engines.UnderEngine(engine, checkpoints.load_digits_int8(engine))
+        with torch.inference_mode():
+            candidates[engine] = partial(equals, model, images, model(images))
+    compare(candidates, rounds=2, calls=1, warmup=1, across_processes=1)
+
+
+def test_what_a_notebook_defines_goes_along() -> None:
+    class Local(nn.Module):  # as in a notebook's cell: no process can import it
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    found = compare(
+        {"lambda": lambda: torch.ones(2), "class": partial(Local(), torch.ones(2))}, across_processes=1, rounds=2
+    )
+    assert found.names == ("lambda", "class")
+
+
+@pytest.mark.parametrize(
+    ("candidate", "words"),
+    [
+        (lambda: 1 // 0, "slow one fails in a fresh process: ZeroDivisionError"),
+        (give_up, "ended with 3"),
+        ((i for i in ()).__next__, "slow one cannot be handed to a fresh process: "),
+        (lambda: torch.ones(3), "slow one gives (3,), fast one gives (2,): they do not do the same job"),
+    ],
+)
+def test_a_candidate_that_fails_in_its_process_is_named(candidate: Callable[[], object], words: str) -> None:
+    with pytest.raises(BenchmarkError) as raised:
+        compare({"fast one": lambda: torch.ones(2), "slow one": candidate}, rounds=2, across_processes=1)
+    assert words in str(raised.value)
+
+
+def test_candidates_with_outputs_of_other_shapes_are_refused() -> None:
+    with pytest.raises(BenchmarkError, match=r"b gives \(1, 3\), a gives \(1, 2\)"):
+        compare({"a": lambda: (torch.ones(1, 2), None), "b": lambda: torch.ones(1, 3)}, rounds=2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"rounds": 0}, "rounds must be at least 2"), ({"rounds": 1}, "got 1"), ({"warmup": -1}, "cannot be negative")],
+    [
+        ({"rounds": 0}, "rounds must be at least 2"),
+        ({"rounds": 1}, "got 1"),
+        ({"warmup": -1}, "warmup cannot be negative"),
+        ({"calls": 0}, "calls must be at least 1"),
+        ({"across_processes": -1}, "across_processes cannot be negative"),
+        ({"threads": 2}, "fresh processes only"),
+    ],
 )
 def test_impossible_repetitions_are_rejected(arguments: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        benchmark.compare_latency({"a": lambda: None}, progress=False, **arguments)
+        compare({"a": lambda: None}, **arguments)
 
 
 def test_no_candidate_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least one candidate"):
-        benchmark.compare_latency({})
+        compare({})
 
 
 def test_a_progress_bar_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    benchmark.compare_latency({"a": lambda: None}, rounds=2, progress=True)
+    compare_latency({"a": lambda: None}, rounds=2, progress=True)
     assert "timing" in capsys.readouterr().err
-
-
-def test_quartiles_of_two_rounds_stay_within_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter([0.0, 1.0, 10.0, 11.0, 20.0, 29.0, 30.0, 31.0])  # one second, but nine of them once
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(ticks))
-    busy = benchmark.compare_latency({"a": lambda: None, "b": lambda: None}, rounds=2, warmup=0, progress=False)["b"]
-    assert 1 / 9 <= busy.ratio_quartiles[0] <= busy.ratio <= busy.ratio_quartiles[1] <= 1

@@ -1,11 +1,17 @@
 """Engines: selected, restored, and refused where they do not exist."""
 
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.ao import quantization as tq
+from torch.ao.quantization import quantize_fx
 
 from qhelpers import engines
+from qhelpers.book import chapter
+from qhelpers.tasks import checkpoints, networks
 
 
 def test_using_engine_restores_after_an_error() -> None:
@@ -58,11 +64,59 @@ def test_a_build_without_engines_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         ),
         ({"neon": True, "dot": False}, ["NEON"]),
         ({"neon": True, "dot": True, "i8mm": True}, ["NEON i8mm", "NEON dot product", "NEON"]),
-        ({"architecture": "riscv64"}, []),
     ],
 )
 def test_the_instructions_that_matter_for_int8_are_named(capabilities: dict[str, bool], expected: list[str]) -> None:
     assert engines.int8_instructions(capabilities) == expected
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"architecture": "riscv64"}])
+def test_instructions_that_cannot_be_read_are_not_taken_for_none(capabilities: dict[str, bool]) -> None:
+    with pytest.raises(engines.EngineError, match="cannot be read"):
+        engines.int8_instructions(capabilities)
+
+
+def test_a_processor_that_pytorch_cannot_ask_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("cpuinfo failed")
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", fail)
+    with pytest.raises(engines.EngineError, match=r"instructions of .* cannot be read: cpuinfo failed"):
+        engines.has_int8_dot_product()
+    assert "its instructions cannot be read" in chapter.environment()
+
+
+def test_a_model_under_an_engine_leaves_the_one_that_is_set() -> None:
+    before = torch.backends.quantized.engine
+    model = engines.UnderEngine("qnnpack", lambda x: torch.backends.quantized.engine)
+    assert (model(torch.ones(1)), torch.backends.quantized.engine) == ("qnnpack", before)
+    with pytest.raises(engines.EngineError, match="no quantized engine 'x87'"):
+        engines.UnderEngine("x87", model)
+
+
+@pytest.mark.filterwarnings("ignore:Please use quant_min:UserWarning", "ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("kind", ["convolutions", "LSTM", "Linear", "FX graph"])
+def test_int8_models_are_the_same_after_they_were_pickled(kind: str) -> None:
+    with torch.random.fork_rng(devices=[]), engines.using_engine(engines.default_engine()):
+        images = torch.rand(1, 3, 96, 96)
+        model: nn.Module
+        if kind == "convolutions":
+            model = checkpoints.load_digits_int8(engines.default_engine())
+        elif kind == "FX graph":
+            mapping = tq.get_default_qconfig_mapping(engines.default_engine())
+            prepared = quantize_fx.prepare_fx(networks.load_digit_resnet(), mapping, (images,))
+            prepared(images)
+            model = quantize_fx.convert_fx(prepared)
+        elif kind == "LSTM":
+            model = tq.quantize_dynamic(networks.load_language_model(), {nn.LSTM, nn.Linear})
+            images = torch.zeros(1, 3, dtype=torch.long)
+        else:
+            model = tq.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(3 * 96 * 96, 2)).eval(), {nn.Linear})
+        again = pickle.loads(engines.pickled(model))
+        with torch.inference_mode():
+            outputs = [net(images) for net in (model, again)]
+        one, other = (output[0] if isinstance(output, tuple) else output for output in outputs)
+        assert torch.equal(one, other)
 
 
 def test_the_processor_of_this_machine_is_known_as_the_system_knows_it() -> None:

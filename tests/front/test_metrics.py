@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from scipy import stats
+from torch import Tensor
 
 from qhelpers import guards, metrics
 
@@ -53,3 +55,94 @@ def test_a_model_in_training_mode_is_refused() -> None:
     for measure in (lambda: metrics.top1(model, batch), lambda: metrics.agreement(lambda x: x, model, batch)):
         with pytest.raises(guards.GuardError, match="training mode"):
             measure()
+
+
+# --- pairs -------------------------------------------------------------------------------------------
+
+
+def outcomes(both: int, lost: int, won: int, neither: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers of two models and labels with so many outcomes of each kind."""
+    right_one = [True] * both + [True] * lost + [False] * won + [False] * neither
+    right_two = [True] * both + [False] * lost + [True] * won + [False] * neither
+    labels = torch.arange(len(right_one)) % 5
+    one, two = (
+        torch.where(torch.tensor(right, dtype=torch.bool), labels, labels + 1) for right in (right_one, right_two)
+    )
+    return one, two, labels
+
+
+def test_paired_agrees_with_published_figures() -> None:
+    """Fagerland, Lydersen and Laake 2014, table II: airway hyper-responsiveness before and after transplantation."""
+    found = metrics.paired(*outcomes(1, 1, 7, 12))
+    assert (found.lost, found.won, found.n) == (1, 7, 21)
+    assert found.difference == pytest.approx(28.6, abs=0.05)
+    assert found.interval == pytest.approx((2.6, 51.7), abs=0.05)
+    assert found.p_value == pytest.approx(0.0703, abs=1e-4)
+    assert not found.shown
+
+
+def test_paired_turns_round_with_its_arguments() -> None:
+    one, two, labels = outcomes(970, 20, 4, 6)
+    loss, gain = metrics.paired(one, two, labels), metrics.paired(two, one, labels)
+    assert (loss.difference, loss.p_value) == (-gain.difference, gain.p_value)
+    assert loss.interval == pytest.approx((-gain.interval[1], -gain.interval[0]))
+    assert loss.interval[0] < loss.bound < loss.difference
+
+
+def test_overlapping_intervals_hide_what_pairs_show() -> None:
+    one, two, labels = outcomes(980, 13, 1, 6)
+    first, second = (metrics.wilson_interval(int((answers == labels).sum()), 1000) for answers in (one, two))
+    assert second[1] > first[0], "the intervals overlap"
+    assert metrics.paired(one, two, labels).shown
+
+
+def test_without_a_changed_answer_the_interval_is_not_empty() -> None:
+    found = metrics.paired(*outcomes(98, 0, 0, 2))
+    z2 = 1.959964**2
+    assert found.interval == pytest.approx((-100 * z2 / (100 + z2), 100 * z2 / (100 + z2)), abs=1e-3)
+    assert found.p_value == 1
+
+
+def test_paired_takes_logits_too() -> None:
+    one, two, labels = outcomes(5, 2, 1, 2)
+    logits = torch.nn.functional.one_hot(one, 6).double()
+    assert metrics.paired(logits, two, labels) == metrics.paired(one, two, labels)
+
+
+@pytest.mark.parametrize("counts", [(10, 0, 0, 0), (0, 0, 0, 10), (0, 10, 0, 0), (0, 0, 10, 0), (0, 0, 0, 0)])
+def test_outcomes_of_one_kind_are_no_evidence(counts: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="have the same outcome"):
+        metrics.paired(*outcomes(*counts))
+
+
+def test_pairs_of_different_lengths_are_refused() -> None:
+    one, two, labels = outcomes(5, 2, 1, 2)
+    for wrong in ((one[1:], two, labels), (one, two[1:], labels), (one, two, labels[1:])):
+        with pytest.raises(ValueError, match="the same images in the same order"):
+            metrics.paired(*wrong)
+
+
+def test_answers_of_another_order_are_refused_if_the_caller_says_which() -> None:
+    one, two, labels = outcomes(5, 2, 1, 2)
+    order = torch.arange(len(labels))
+    assert metrics.paired(one, two, labels, ids=(order, order)) == metrics.paired(one, two, labels)
+    with pytest.raises(ValueError, match="another order: first at place 0"):
+        metrics.paired(one, two, labels, ids=(order, order.flip(0)))
+
+
+def test_paired_values_agree_with_scipy() -> None:
+    first, second = [2.0, 2.1, 2.2, 2.4, 2.0], [2.1, 2.15, 2.35, 2.38, 2.3]
+    found = metrics.paired_values(first, second)
+    test = stats.ttest_rel(second, first)
+    assert found.interval == pytest.approx((test.confidence_interval().low, test.confidence_interval().high))
+    assert (found.lost, found.won, found.n) == (4, 1, 5)
+    assert found.bound == pytest.approx(stats.ttest_rel(second, first, alternative="less").confidence_interval().high)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [([1.0], [1.0, 2.0], "same topics"), ([1.0], [2.0], "needs two topics"), ([1.0, 2.0], [1.0, 2.0], "equal values")],
+)
+def test_values_that_are_no_pairs_are_refused(first: list[float], second: list[float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        metrics.paired_values(first, second)

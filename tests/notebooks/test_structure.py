@@ -155,6 +155,34 @@ def test_measured_numbers_in_prose_are_glued(path: Path) -> None:
     assert not {name: numbers for name, numbers in found.items() if numbers}
 
 
+TIMES = {"ratio", "steady_ms", "cold_ms", "noise_percent", "fastest", "speed", "best"}  # what a busy machine changes
+
+
+def timed_asserts(code: str) -> list[str]:
+    """Assertions that name a measured time: on a busy machine they would fail."""
+    asserts = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Assert)]
+    return [
+        ast.unparse(one)
+        for one in asserts
+        if any(isinstance(node, ast.Attribute) and node.attr in TIMES for node in ast.walk(one.test))
+    ]
+
+
+@every_notebook
+def test_no_assertion_depends_on_a_time(path: Path) -> None:
+    assert not timed_asserts(code_of(path))
+
+
+def test_an_assertion_that_depends_on_a_time_is_found() -> None:
+    assert timed_asserts('assert latency.ratio("int8").value > 1')
+    assert not timed_asserts("assert row.value > 97")
+
+
+@every_notebook
+def test_the_processor_is_asked_for_instructions(path: Path) -> None:
+    assert "get_cpu_capability" not in code_of(path), "engines.int8_instructions tells VNNI, which this does not"
+
+
 @every_notebook
 def test_glue_keys_are_used_once_and_exist(path: Path) -> None:
     used = set(re.findall(r"\{glue:text\}`([^`]+)`", "\n".join(source(cell) for cell in cells(path, "markdown"))))

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 from qhelpers import engines
-from tools import build_site, check_arm_like, check_offline, check_repeat, check_site, common, imports, run_notebooks
+from qhelpers.book import chapter
+from tools import (
+    build_site,
+    check_arm_like,
+    check_offline,
+    check_repeat,
+    check_site,
+    common,
+    imports,
+    remeasure,
+    run_notebooks,
+)
 
 PROJECT = common.ROOT
 WEIGHTS = "mobilenet_v2_qnnpack_37f702c5.pth"
@@ -85,7 +96,8 @@ def executed_copy(small_book: Path) -> Path:
     one.write_text(notebook(*IMPORTS))
     run_notebooks.EXECUTED.mkdir(parents=True)
     (run_notebooks.EXECUTED / "one.ipynb").write_text(one.read_text())
-    run_notebooks.stamp_file(one).write_text(json.dumps({"hash": run_notebooks.inputs_hash(one), "has_results": False}))
+    stamp = {"hash": run_notebooks.inputs_hash(one), "has_results": False, "processes": 2}
+    run_notebooks.stamp_file(one).write_text(json.dumps(stamp))
     assert run_notebooks.is_current(one)
     return one
 
@@ -126,6 +138,17 @@ def test_where_something_is_no_python_the_whole_package_counts(
 ) -> None:
     (small_book / broken).write_text(notebook("def f(:") if broken.endswith("ipynb") else "def f(:")
     assert small_book / "qhelpers" / "room" / "unused.py" in imports.reached_files(executed_copy, small_book)
+
+
+def test_a_copy_that_fewer_processes_have_measured_is_stale(
+    executed_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wanted, current in (("1", True), ("2", True), ("5", False)):
+        monkeypatch.setenv("QHELPERS_PROCESSES", wanted)
+        assert run_notebooks.is_current(executed_copy) == current
+    monkeypatch.setenv("QHELPERS_PROCESSES", "many")
+    with pytest.raises(ValueError, match="QHELPERS_PROCESSES must be a whole number from 1 on, got 'many'"):
+        chapter.processes()
 
 
 @pytest.mark.parametrize("stamp", ["[]", "null", "3", '{"hash": ', "{}", "\x00"])
@@ -405,6 +428,58 @@ def test_make_test_forces_on_demand() -> None:
 def test_make_repeat_takes_the_whole_book_and_executes_it_first() -> None:
     lines = dry_run("repeat")
     assert lines.index("tools.run_notebooks") < lines.index("tools.check_repeat --all")
+
+
+def test_make_hands_the_number_of_processes_to_the_chapters() -> None:
+    assert "tools.remeasure" in dry_run("remeasure")
+    makefile = (common.ROOT / "Makefile").read_text()
+    assert "PROCESSES ?= 2\nexport QHELPERS_PROCESSES := $(PROCESSES)" in makefile
+
+
+def speeds(folder: Path, processes: int = 5, **ratios: float) -> None:
+    """A chapter's recorded table with a ratio for each name, and an interval of 5 % to both sides."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = [
+        {"name": name, "over": "float", "printed": name != "silent", "value": v, "low": 0.95 * v, "high": 1.05 * v}
+        for name, v in ratios.items()
+    ]
+    table = {"label": "one", "processes": processes, "ratios": kept}
+    (folder / "speeds-one.json").write_text(json.dumps(table))
+
+
+@pytest.fixture
+def measured_book(small_book: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A book whose chapter, when it runs again, finds one ratio inside its interval and one outside."""
+
+    def run(notebook: Path, folder: Path, extra: dict[str, str]) -> tuple[int, float]:
+        assert extra == {"QHELPERS_PROCESSES": "1"}
+        speeds(folder / "results", 1, inside=2.08, outside=2.2, silent=9.0, new=1.0)
+        return 0, 1.0
+
+    monkeypatch.setattr(remeasure, "RESULTS", run_notebooks.RESULTS)
+    monkeypatch.setattr(remeasure, "notebooks", run_notebooks.notebooks)
+    monkeypatch.setattr(remeasure, "AGAIN", small_book / "build" / "remeasured")
+    monkeypatch.setattr(remeasure, "run", run)
+    monkeypatch.setattr("sys.argv", ["remeasure"])
+    return small_book
+
+
+def test_remeasuring_counts_what_leaves_its_interval(measured_book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    speeds(run_notebooks.RESULTS / "one", inside=2.0, outside=2.0, silent=2.0)
+    assert remeasure.main() == 0
+    said = capsys.readouterr().out
+    assert "one: 1 of 2 ratios inside" in said
+    assert "one, one: outside over float: 2.200, printed 1.900 to 2.100" in said
+    assert "in one run only: one, one: new over float" in said
+    assert "1 of 2 ratios (50.0 %) lie inside; median width 10.0 %" in said
+
+
+def test_remeasuring_wants_intervals(measured_book: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert remeasure.main() == 1
+    assert "No chapter has recorded speeds" in capsys.readouterr().out
+    speeds(run_notebooks.RESULTS / "one", processes=2, inside=2.0)
+    with pytest.raises(SystemExit, match="measured by 2 processes: make book PROCESSES=5 first"):
+        remeasure.main()
 
 
 def test_make_package_builds_without_what_an_earlier_build_left() -> None:

@@ -1,0 +1,321 @@
+"""The rivals of an int8 model: what its float model can do on this machine, in each runtime, prepared as well."""
+
+import contextlib
+import copy
+import hashlib
+import importlib.metadata
+import inspect
+import io
+import logging
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+from torch import Tensor, nn
+
+from qhelpers import atomic, engines, guards, metrics
+
+EAGER = "float eager, fused, channels_last"
+TORCHSCRIPT = "float TorchScript, frozen"
+COMPILED = "float compiled, frozen"
+BF16 = "bf16 compiled, frozen"
+BF16_EAGER = "bf16 eager, channels_last"
+ONNX = "float ONNX Runtime"
+PTE = "float XNNPACK (.pte)"
+LEAST_SQNR_DB = {BF16: 20.0, BF16_EAGER: 20.0}  # of bf16's 8 bits of mantissa something is lost
+LEAST_SQNR_FLOAT_DB = 60.0
+
+Run = Callable[[], Any]
+
+
+class RivalsError(RuntimeError):
+    """A float path of a model cannot be built or loaded here, or does not compute what the model does."""
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """The float paths of a model, each ready to be timed on the same inputs."""
+
+    candidates: dict[str, Run]
+    missing: dict[str, str]  # a path that is not there, and why
+    sqnr_db: dict[str, float]  # of its outputs against those of the float model
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the paths that can be timed."""
+        return [*self.candidates]
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {self.sqnr_db[name]:.0f} dB to float eager" for name in self.candidates]
+        return "\n".join([*lines, *(f"{name}: not here. {why}" for name, why in self.missing.items())])
+
+
+class FromFile:
+    """A model in a file, loaded, with its inputs; in another process it is loaded anew."""
+
+    def __init__(self, load: Callable[[Path, Sequence[Tensor]], Run], path: Path, inputs: Sequence[Tensor]) -> None:
+        self.arguments = (load, path, inputs)
+        self.run = load(path, inputs)
+
+    def __call__(self) -> Any:
+        """The output for the inputs."""
+        return self.run()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FromFile, self.arguments
+
+
+def rivals(model: nn.Module, *inputs: Tensor, folder: Path | None = None) -> Rivals:
+    """The float paths that a reader has without int8, each checked against the float model on the inputs.
+
+    Eager with batch norms fused and channels_last; TorchScript, frozen and optimized; compiled ahead of time with
+    frozen weights; the same in bf16, where the processor computes in it; ONNX Runtime; ExecuTorch's XNNPACK. Exporting
+    and compiling takes about half a minute, so the files are kept, under a name that stands for the model's graph and
+    weights, the inputs' shapes, the versions and the processor.
+
+    Args:
+        model: in float, in evaluation mode.
+        inputs: that it is called with, and that will be timed.
+        folder: where the files are kept; if None, the user's cache.
+
+    Returns:
+        The candidates, and the reason for each path that cannot be built here.
+
+    Raises:
+        GuardError: if the model is in training mode.
+        RivalsError: if the model itself cannot be called with the inputs.
+
+    >>> found = rivals(nn.Sequential(nn.Linear(4, 2)).eval(), torch.ones(1, 4))  # doctest: +SKIP
+    """
+    guards.require_eval(model)
+    ready = tuple(_channels_last(value) for value in inputs)
+    try:
+        with torch.inference_mode():
+            expected = _first(model(*inputs))
+    except Exception as error:  # the model is the reader's
+        raise RivalsError(f"The float model fails on these inputs: {guards.first_line(error)}") from error
+    with _quiet():
+        fused = fused_copy(model, *inputs)
+        place = (folder or Path(platformdirs.user_cache_dir("qhelpers")) / "rivals") / _key(fused, inputs)
+    builders: dict[str, Callable[[], Run]] = {
+        EAGER: lambda: partial(_channels_last_model(fused), *ready),
+        TORCHSCRIPT: partial(_file, place / "float.ts", partial(_write_torchscript, fused, inputs), open_ts, inputs),
+        COMPILED: partial(_file, place / "float.pt2", partial(_write_compiled, fused, inputs), open_pt2, inputs),
+        ONNX: partial(_file, place / "float.onnx", partial(_write_onnx, fused, inputs), open_onnx, inputs),
+        PTE: partial(_file, place / "float.pte", partial(_write_pte, fused, inputs), open_pte, inputs),
+    }
+    if engines.has_bf16():
+        half = InBFloat16(fused).eval()
+        builders[BF16] = partial(_file, place / "bf16.pt2", partial(_write_compiled, half, inputs), open_pt2, inputs)
+        builders[BF16_EAGER] = lambda: partial(_channels_last_model(half), *ready)
+    found = Rivals({}, {}, {})
+    for name, build in builders.items():
+        _try(name, build, expected, found)
+    if not engines.has_bf16():
+        found.missing[BF16] = "This processor has no instructions for bf16."
+    return found
+
+
+def _try(name: str, build: Callable[[], Run], expected: Tensor, found: Rivals) -> None:
+    try:
+        with _quiet():
+            run = build()
+        with torch.inference_mode():
+            output = _first(run())
+        decibels = metrics.sqnr_db(expected, output.float())
+    except Exception as error:  # each exporter and runtime has errors of its own
+        found.missing[name] = f"{type(error).__name__}: {guards.first_line(error)}"
+        return
+    if not decibels >= LEAST_SQNR_DB.get(name, LEAST_SQNR_FLOAT_DB):  # also if it is no number
+        found.missing[name] = f"Its outputs are not those of the float model (SQNR {decibels:.0f} dB)."
+        return
+    found.candidates[name] = run
+    found.sqnr_db[name] = decibels
+
+
+def fused_copy(model: nn.Module, *inputs: Tensor) -> nn.Module:
+    """A copy of a float model with each batch norm folded into the convolution before it, where that can be done.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    >>> [type(layer).__name__ for layer in fused_copy(net, torch.ones(1, 3, 2, 2)).children()]
+    ['Conv2d']
+    """
+    from torch.fx.experimental import optimization
+
+    twin = copy.deepcopy(model)
+    if hasattr(twin, "fuse_model"):  # torchvision's quantizable networks
+        twin.fuse_model()  # type: ignore[operator]
+        return twin.eval()
+    try:
+        traced: nn.Module = optimization.fuse(twin)
+        with torch.inference_mode():
+            traced(*inputs)
+        return traced
+    except Exception:  # not every model can be traced; it is left as it is then
+        return twin
+
+
+class InBFloat16(nn.Module):
+    """A model that computes in bf16, with floats going in and coming out.
+
+    >>> InBFloat16(nn.Linear(2, 2))(torch.ones(1, 2)).dtype
+    torch.float32
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).bfloat16()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        output = self.model(*(value.bfloat16() if value.is_floating_point() else value for value in inputs))
+        return _first(output).float()
+
+
+def _first(output: Any) -> Tensor:
+    while isinstance(output, tuple | list):
+        output = output[0]
+    tensor: Tensor = output
+    return tensor
+
+
+def _channels_last(value: Tensor) -> Tensor:
+    return value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+
+
+def _channels_last_model(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).to(memory_format=torch.channels_last)
+
+
+def _key(model: nn.Module, inputs: Sequence[Tensor]) -> str:
+    """Stands for all that decides what the files hold."""
+    try:
+        with torch.no_grad():
+            computed = torch.export.export(model, tuple(inputs)).graph_module.code
+    except Exception:  # it cannot be exported; what is left to tell models apart is their source
+        computed = f"{model} {_source(model)}"
+    shapes = [(tuple(value.shape), value.dtype) for value in inputs]
+    versions = [torch.__version__, *map(_version, ("executorch", "onnx", "onnxscript"))]
+    digest = hashlib.sha256(f"{computed} {shapes} {versions} {engines.cpu_name()}".encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _source(model: nn.Module) -> str:
+    try:
+        return inspect.getsource(type(model))
+    except (OSError, TypeError):  # defined where no file is
+        return ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings and logs of exporters and compilers, which announce all sorts of things."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    silent = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+
+def _file(
+    path: Path,
+    write: Callable[[Path], None],
+    load: Callable[[Path, Sequence[Tensor]], Run],
+    inputs: Sequence[Tensor],
+) -> Run:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        with atomic.replacing(path) as part:
+            write(part)
+    return FromFile(load, path, tuple(inputs))
+
+
+def _write_torchscript(model: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
+    with torch.inference_mode(False), torch.no_grad():
+        traced = torch.jit.trace(model, tuple(value.clone() for value in inputs))  # type: ignore[no-untyped-call]
+    torch.jit.freeze(traced).save(str(path))
+
+
+def _write_compiled(model: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
+    package = path.with_suffix(".package.pt2")  # the compiler wants this ending
+    with torch.no_grad():
+        exported = torch.export.export(model, tuple(inputs))
+        torch._inductor.aoti_compile_and_package(
+            exported, package_path=str(package), inductor_configs={"freezing": True}
+        )
+    shutil.move(package, path)
+
+
+def _write_onnx(model: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
+    guards.require_packages("deploy", "onnx", "onnxscript")
+    torch.onnx.export(model, tuple(inputs), path, dynamo=True, verbose=False, external_data=False)
+
+
+def _write_pte(model: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
+    guards.require_packages("deploy", "executorch")
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    exported = torch.export.export(model, tuple(inputs))
+    lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+    path.write_bytes(lowered.buffer)
+
+
+def open_ts(path: Path, inputs: Sequence[Tensor]) -> Run:
+    """A TorchScript file, optimized for inference."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
+        module = torch.jit.optimize_for_inference(torch.jit.load(path).eval())  # type: ignore[no-untyped-call]
+    return partial(module, *inputs)
+
+
+def open_pt2(path: Path, inputs: Sequence[Tensor]) -> Run:
+    """A package that was compiled ahead of time."""
+    import torch._inductor as inductor
+
+    return partial(inductor.aoti_load_package(str(path)), *inputs)
+
+
+def open_onnx(path: Path, inputs: Sequence[Tensor]) -> Run:
+    """An ONNX file in a session of ONNX Runtime, with as many threads as PyTorch has."""
+    guards.require_packages("deploy", "onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    fed = {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), inputs, strict=True)}
+    return lambda: torch.from_numpy(session.run(None, fed)[0])
+
+
+def open_pte(path: Path, inputs: Sequence[Tensor]) -> Run:
+    """A file of ExecuTorch in its runtime, with as many threads as PyTorch has."""
+    guards.require_packages("deploy", "executorch")
+    from qhelpers.check import files
+
+    loaded = files.load_pte(path, torch.get_num_threads())
+    return partial(loaded.run, *inputs)

@@ -1,0 +1,107 @@
+"""Measure every recorded speed once more, in fresh kernels, and count those that leave the interval that was printed.
+
+The chapters must have been executed with five processes (``make book PROCESSES=5``). Here each runs again with one, and
+each of its ratios is held against the 95 % prediction interval that the page gives for a fresh process. About 95 % must
+lie inside; the median width of the intervals is printed too, since one that nothing can leave is no answer.
+
+    python -m tools.remeasure [NOTEBOOK ...]
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from qhelpers import benchmark
+from tools.common import BUILD, notebooks
+from tools.run_notebooks import RESULTS, run
+
+AGAIN = BUILD / "remeasured"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A recorded ratio with its interval, and the same ratio measured again."""
+
+    where: str
+    low: float
+    high: float
+    again: float
+
+    @property
+    def inside(self) -> bool:
+        """Whether the interval holds the second measurement."""
+        return self.low <= self.again <= self.high
+
+    @property
+    def width_percent(self) -> float:
+        """Width of the interval, in percent of its middle."""
+        return 100 * 2 * (self.high - self.low) / (self.high + self.low)
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.again:.3f}, printed {self.low:.3f} to {self.high:.3f}"
+
+
+def recorded(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The ratios in a chapter's results, by table, candidate and rival.
+
+    Raises:
+        SystemExit: if a table was measured by too few processes to give an interval.
+    """
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for path in sorted(folder.glob("speeds-*.json")):
+        table = json.loads(path.read_text())
+        if table["processes"] < benchmark.ENOUGH_PROCESSES and folder.is_relative_to(RESULTS):
+            raise SystemExit(
+                f"{path.name} was measured by {table['processes']} processes: make book PROCESSES=5 first."
+            )
+        found |= {(table["label"], ratio["name"], ratio["over"]): ratio for ratio in table["ratios"]}
+    return found
+
+
+def held(chapter: str, before: Path, after: Path) -> tuple[list[Held], list[str]]:
+    """Each ratio with its second measurement; and those that only one of both runs has."""
+    first, second = recorded(before), recorded(after)
+    pairs = [
+        Held(f"{chapter}, {': '.join(key[:2])} over {key[2]}", ratio["low"], ratio["high"], second[key]["value"])
+        for key, ratio in first.items()
+        if key in second and ratio["printed"]
+    ]
+    single = sorted(key for key in set(first) ^ set(second) if (first | second)[key]["printed"])
+    return pairs, [f"{chapter}, {label}: {name} over {over}" for label, name, over in single]
+
+
+def main() -> int:
+    """Run the chapters that have recorded speeds again, and print what left its interval."""
+    wanted = sys.argv[1:]
+    chosen = [path for path in notebooks() if [*(RESULTS / path.stem).glob("speeds-*.json")]]
+    chosen = [path for path in chosen if not wanted or path.stem in wanted]
+    pairs: list[Held] = []
+    for notebook in chosen:
+        recorded(RESULTS / notebook.stem)  # so that too few processes are met before anything runs
+    for notebook in chosen:
+        folder = AGAIN / notebook.stem
+        code, seconds = run(notebook, folder, {"QHELPERS_PROCESSES": "1"})
+        if code:
+            print(f"{notebook.stem}: FAILED")
+            return 1
+        found, single = held(notebook.stem, RESULTS / notebook.stem, folder / "results")
+        pairs += found
+        out = [pair for pair in found if not pair.inside]
+        print(f"{notebook.stem}: {len(found) - len(out)} of {len(found)} ratios inside; {seconds:.0f} s", flush=True)
+        print(
+            "\n".join([*(f"  {pair}" for pair in out), *(f"  in one run only: {name}" for name in single)]), flush=True
+        )
+    if not pairs:
+        print("No chapter has recorded speeds: run make book PROCESSES=5 first.")
+        return 1
+    inside = sum(pair.inside for pair in pairs)
+    width = median(pair.width_percent for pair in pairs)
+    print(f"{inside} of {len(pairs)} ratios ({100 * inside / len(pairs):.1f} %) lie inside; median width {width:.1f} %")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
