@@ -7,8 +7,11 @@ import importlib.metadata
 import inspect
 import io
 import logging
+import os
 import shutil
+import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -296,7 +299,15 @@ def open_pt2(path: Path, inputs: Sequence[Tensor]) -> Run:
     """A package that was compiled ahead of time."""
     import torch._inductor as inductor
 
-    return partial(inductor.aoti_load_package(str(path)), *inputs)
+    unpacked = tempfile.mkdtemp(prefix="unpacked-")  # by default it would stay in /tmp for ever
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = unpacked
+    try:
+        run = partial(inductor.aoti_load_package(str(path)), *inputs)
+    finally:
+        os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
+    weakref.finalize(run, shutil.rmtree, unpacked, ignore_errors=True)
+    return run
 
 
 def open_onnx(path: Path, inputs: Sequence[Tensor]) -> Run:
