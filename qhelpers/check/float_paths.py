@@ -34,6 +34,8 @@ PTE = "float XNNPACK (.pte)"
 LEAST_SQNR_DB = {BF16: 20.0, BF16_EAGER: 20.0}  # of bf16's 8 bits of mantissa something is lost
 LEAST_SQNR_FLOAT_DB = 60.0
 
+INDUCTOR = {"freezing": True, "cpp.dynamic_threads": True}  # else it keeps the number of threads that compiled it
+
 Run = Callable[[], Any]
 
 
@@ -205,6 +207,7 @@ def _key(model: nn.Module, inputs: Sequence[Tensor]) -> str:
     shapes = [(tuple(value.shape), value.dtype) for value in inputs]
     versions = [torch.__version__, *map(_version, ("executorch", "onnx", "onnxscript"))]
     digest = hashlib.sha256(f"{computed} {shapes} {versions} {engines.cpu_name()}".encode())
+    digest.update(Path(__file__).read_bytes())  # how they are written
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         if isinstance(value, Tensor):
@@ -266,9 +269,7 @@ def _write_compiled(model: nn.Module, inputs: Sequence[Tensor], path: Path) -> N
     package = path.with_suffix(".package.pt2")  # the compiler wants this ending
     with torch.no_grad():
         exported = torch.export.export(model, tuple(inputs))
-        torch._inductor.aoti_compile_and_package(
-            exported, package_path=str(package), inductor_configs={"freezing": True}
-        )
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=INDUCTOR)
     shutil.move(package, path)
 
 
