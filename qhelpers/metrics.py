@@ -85,6 +85,11 @@ class Paired:
         """Whether the test shows a difference, at 5 %."""
         return self.p_value < 0.05
 
+    @property
+    def worse(self) -> bool:
+        """Whether the test shows, at 5 %, that the second one is worse."""
+        return self.shown and self.lost > self.won
+
 
 def paired(
     first: Tensor, second: Tensor, labels: Tensor, ids: tuple[Sequence[int], Sequence[int]] | None = None

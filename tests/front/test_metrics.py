@@ -84,6 +84,7 @@ def test_paired_agrees_with_published_figures() -> None:
 def test_paired_turns_round_with_its_arguments() -> None:
     one, two, labels = outcomes(970, 20, 4, 6)
     loss, gain = metrics.paired(one, two, labels), metrics.paired(two, one, labels)
+    assert (loss.worse, gain.worse, gain.shown) == (True, False, True)
     assert (loss.difference, loss.p_value) == (-gain.difference, gain.p_value)
     assert loss.interval == pytest.approx((-gain.interval[1], -gain.interval[0]))
     assert loss.interval[0] < loss.bound < loss.difference
