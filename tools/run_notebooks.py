@@ -35,7 +35,7 @@ def weights_source() -> str:
     home = os.environ.get("TORCH_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "torch"
     )
-    return hash_files((Path(home) / "hub" / "checkpoints").glob("*qnnpack*.pth"))
+    return hash_files((Path(home) / "hub" / "checkpoints").glob("*mobilenet_v2*.pth"))
 
 
 def inputs_hash(notebook: Path) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torchvision
 
@@ -51,6 +52,7 @@ def start(seed: int = 0) -> None:
     Python ...
     """
     torch.manual_seed(seed)
+    pd.set_option("display.max_colwidth", None)  # a table shows its cells whole
     warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
     warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel and other")
     warnings.filterwarnings("ignore", message="Please use quant_min and quant_max")  # its own default qconfigs

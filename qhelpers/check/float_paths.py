@@ -211,7 +211,8 @@ def _key(model: nn.Module, inputs: Sequence[Tensor]) -> str:
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            plain = value.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
+            digest.update(plain.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:24]
 
 

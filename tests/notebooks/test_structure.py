@@ -87,6 +87,7 @@ def modules_of(tree: ast.AST) -> dict[str, Any]:
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and re.fullmatch(r"qhelpers(\.(tasks|check|book))?", node.module or "")
         for alias in node.names
+        if importlib.util.find_spec(f"{node.module}.{alias.name}") is not None  # else a function, as check.rivals
     }
 
 
