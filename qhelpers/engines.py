@@ -5,9 +5,11 @@ converted or loaded (to pack its weights) and again by some operators at run tim
 """
 
 import difflib
+import importlib
 import io
 import pickle
 import platform
+import types
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -245,6 +247,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             state = getattr(type(value), "__setstate__", None)
             if state is not nn.Module.__setstate__:  # it relies on an initialized module, which pickle does not give
                 return _revived, (type(value), value.__getstate__())  # type: ignore[no-untyped-call]
+        if isinstance(value, types.ModuleType) and type(value) is not types.ModuleType:  # such as torch.backends.mha
+            return importlib.import_module, (value.__name__,)
         return super().reducer_override(value)
 
 

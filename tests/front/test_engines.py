@@ -119,6 +119,14 @@ def test_int8_models_are_the_same_after_they_were_pickled(kind: str) -> None:
         assert torch.equal(one, other)
 
 
+def test_a_function_that_names_a_module_of_pytorch_s_settings_can_be_pickled() -> None:
+    def fast_path_is_on() -> bool:
+        return bool(torch.backends.mha.get_fastpath_enabled()) and mha is torch.backends.mha
+
+    mha = torch.backends.mha
+    assert pickle.loads(engines.pickled(fast_path_is_on))() == fast_path_is_on()
+
+
 def test_the_processor_of_this_machine_is_known_as_the_system_knows_it() -> None:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.is_file() or "flags" not in cpuinfo.read_text():
