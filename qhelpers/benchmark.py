@@ -335,7 +335,8 @@ def _in_fresh_processes(
 def _run_job(folder: Path, threads: int) -> Times:
     code = f"from pathlib import Path; from qhelpers.benchmark import do_job; do_job(Path({str(folder)!r}))"
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    environment.pop("OMP_WAIT_POLICY", None)  # threads wait as they do in a reader's process
+    environment.pop("OMP_WAIT_POLICY", None)  # threads wait as they do in a reader's process,
+    environment.setdefault("GOMP_SPINCOUNT", "10000")  # but not so long that a busy machine stands still
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     answer = folder / "times.json"
     if not answer.is_file():
