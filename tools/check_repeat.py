@@ -1,7 +1,7 @@
 """Run chapters a second time, by a plain ``jupyter-book build``: what they measure must repeat, except speed.
 
-Without ``--all`` a fifth of the chapters is due, another one after each commit, and every chapter whose notebook has
-changed in the last twenty commits. A due chapter that loads published weights also runs once without a network.
+Without ``--all`` a fifth of the chapters is due, another one after each commit, and those whose notebooks have changed in
+the last twenty commits, up to six in all. A due chapter that loads published weights also runs once without a network.
 
     python -m tools.check_repeat [--all]
 """
@@ -22,11 +22,22 @@ STAGE = BUILD / "alone"
 REPEATED = ("model", "size_mb", "metric", "value", "interval", "n", "paired", "agreement")
 ONE_IN = 5
 RECENT_COMMITS = 20
+MOST_DUE = 6
 
 
-def due(names: list[str], commits: int, changed: set[str]) -> list[str]:
-    """The names whose place in the list has the turn after so many commits, and those that changed lately."""
-    return [name for place, name in enumerate(names) if place % ONE_IN == commits % ONE_IN or name in changed]
+def due(names: list[str], commits: int, changed: list[str]) -> list[str]:
+    """The names whose place in the list has the turn after so many commits, and those that changed lately.
+
+    At most ``MOST_DUE``, so that continuous integration ends in time: of the changed ones, those that did last.
+
+    Args:
+        names: of all chapters.
+        commits: how many there are.
+        changed: names of changed files, the last first.
+    """
+    turn = [name for place, name in enumerate(names) if place % ONE_IN == commits % ONE_IN]
+    chosen = [*dict.fromkeys([*turn, *(name for name in changed if name in names)])][: max(MOST_DUE, len(turn))]
+    return [name for name in names if name in chosen]
 
 
 def due_now(names: list[str]) -> list[str]:
@@ -39,7 +50,7 @@ def due_now(names: list[str]) -> list[str]:
         files = _git("log", f"--max-count={RECENT_COMMITS}", "--format=", "--name-only").split()
     except (OSError, subprocess.CalledProcessError):
         return names
-    return due(names, commits, {Path(file).stem for file in files if Path(file).match("book/*.ipynb")})
+    return due(names, commits, [Path(file).stem for file in files if Path(file).match("book/*.ipynb")])
 
 
 def _git(*arguments: str) -> str:

@@ -544,10 +544,19 @@ def test_a_chapter_that_did_not_run_twice_is_named(tmp_path: Path) -> None:
 
 def test_each_chapter_is_due_once_in_five_commits_and_after_a_change() -> None:
     names = [f"chapter-{i}" for i in range(12)]
-    turns = [check_repeat.due(names, commits, set()) for commits in range(100, 105)]
+    turns = [check_repeat.due(names, commits, []) for commits in range(100, 105)]
     assert sorted(name for turn in turns for name in turn) == sorted(names)
     assert max(map(len, turns)) == 3
-    assert check_repeat.due(names, 100, {"chapter-3", "gone"}) == ["chapter-0", "chapter-3", "chapter-5", "chapter-10"]
+    assert check_repeat.due(names, 100, ["chapter-3", "gone"]) == ["chapter-0", "chapter-3", "chapter-5", "chapter-10"]
+
+
+def test_of_many_that_have_changed_the_last_are_due() -> None:
+    names = [f"chapter-{i}" for i in range(12)]
+    changed = ["chapter-9", "chapter-8", "chapter-9", "chapter-0", "chapter-7", "chapter-6"]
+    turn = ["chapter-0", "chapter-5", "chapter-10"]
+    assert check_repeat.due(names, 100, changed) == sorted(
+        [*turn, *(f"chapter-{i}" for i in (7, 8, 9))], key=names.index
+    )
 
 
 def git(folder: Path, *arguments: str) -> None:
