@@ -1,7 +1,8 @@
 """Run chapters a second time, by a plain ``jupyter-book build``: what they measure must repeat, except speed.
 
 Without ``--all`` a fifth of the chapters is due, another one after each commit, and those whose notebooks have changed
-in the last twenty commits, up to six in all. A due chapter that loads published weights also runs once without a network.
+in the last twenty commits, up to six in all. A due chapter that loads published weights also runs once without a
+network.
 
     python -m tools.check_repeat [--all]
 """

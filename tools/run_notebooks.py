@@ -27,7 +27,7 @@ from tools.imports import reached_files
 
 EXECUTED = BUILD / "executed"
 RESULTS = BUILD / "results"
-CELL_TIMEOUT_S = 300
+CELL_TIMEOUT_S = 900  # a cell that times a table in five processes takes minutes, on a busy machine more
 
 
 def weights_source() -> str:
