@@ -71,7 +71,12 @@ def test_nothing_outside_the_package_is_imported_by_it() -> None:
 def test_experiments_know_the_tasks_and_the_loop_and_no_tool() -> None:
     names = {name for path in (ROOT / "experiments").glob("*.py") for name in imported_names(path.read_text())}
     assert any(name.startswith("qhelpers.tasks") for name in names)
-    assert not {name for name in names if name.startswith(("tools", "tests", "qhelpers.check"))}
+    assert not {name for name in names if name.startswith(("tools", "tests"))}
+    files = (ROOT / "experiments").glob("*.py")
+    knows_check = {
+        path.stem for path in files if any("qhelpers.check" in name for name in imported_names(path.read_text()))
+    }
+    assert knows_check == {"dead_channels"}, "it repeats the diagnosis of a chapter on more networks; no other does"
 
 
 def test_the_front_room_stays_small() -> None:
