@@ -11,16 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from qhelpers import benchmark, engines, guards, metrics, size
 from qhelpers.book import chapter
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 METRICS = {"top-1 in %": (0.0, 100.0), "bits a character": (0.0, 64.0)}
 
@@ -174,7 +172,7 @@ def paired_or_none(exact: Tensor, found: Tensor, labels: Tensor) -> metrics.Pair
 
 def speeds(
     label: str, latency: benchmark.Comparison, *, floats: Sequence[str], own: str | Mapping[str, str]
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """A table of speed with both ratios, to be shown; its ratios are recorded, so that they can be measured again.
 
     Args:
@@ -192,8 +190,6 @@ def speeds(
     >>> list(speeds("doctest", timed, floats=["float"], own="float").columns)
     ['ms', 'cold ms', '× float in this runtime', '× best float here']
     """
-    import pandas as pd  # here: slow to import, and only pages need it
-
     best = latency.fastest(floats)
     lines: dict[str, dict[str, str]] = {}
     kept: list[dict[str, Any]] = []
@@ -202,13 +198,12 @@ def speeds(
         ratios = {"× float in this runtime": None if name in floats or of_own is None else of_own}
         ratios["× best float here"] = best
         lines[name] = {"ms": f"{latency.steady_ms(name):.2f}", "cold ms": f"{latency.cold_ms(name):.2f}"}
+        rivals = dict.fromkeys([*floats, *filter(None, ratios.values())])  # another one may be the best next time
+        against = {over: latency.ratio(name, over) for over in rivals if over != name}
         for column, over in ratios.items():
-            shown = "–" if over is None else "1 (the best)" if name == over else str(latency.ratio(name, over))
-            lines[name][column] = shown
-        for over in dict.fromkeys([*floats, *filter(None, ratios.values())]):  # another one may be the best next time
-            if name != over:
-                printed = over in ratios.values()
-                kept.append({"name": name, "over": over, "printed": printed, **asdict(latency.ratio(name, over))})
+            lines[name][column] = "–" if over is None else "1 (the best)" if name == over else str(against[over])
+        for over, ratio in against.items():
+            kept.append({"name": name, "over": over, "printed": over in ratios.values(), **asdict(ratio)})
     processes = len(latency.processes)
     chapter.record(f"speeds-{label}", {"label": label, "processes": processes, "ratios": kept})
     frame = pd.DataFrame(lines).T
@@ -314,7 +309,7 @@ def _value(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def as_frame(rows: Sequence[Row], dated: bool = False) -> "pd.DataFrame":
+def as_frame(rows: Sequence[Row], dated: bool = False) -> pd.DataFrame:
     """The rows as a pandas DataFrame to be shown.
 
     Args:
@@ -326,8 +321,6 @@ def as_frame(rows: Sequence[Row], dated: bool = False) -> "pd.DataFrame":
     >>> as_frame([row]).loc["float", "top-1 in % (95 %)"]
     '99.3 (98.6 to 99.7)'
     """
-    import pandas as pd  # here: slow to import, and only pages need it
-
     same_metric = len({row.metric for row in rows}) == 1
     lines = {}
     for row in rows:
