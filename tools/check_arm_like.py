@@ -27,7 +27,7 @@ def check(chosen: list[Path]) -> list[str]:
     path = os.pathsep.join([str(Path(__file__).parent / "arm_like"), os.environ.get("PYTHONPATH", "")])
     failed, copies = [], {}
     for notebook in chosen:
-        code, seconds = run(notebook, folder / notebook.stem, {"PYTHONPATH": path})
+        code, seconds = run(notebook, folder / notebook.stem, {"PYTHONPATH": path, "QHELPERS_PROCESSES": "1"})
         copy = folder / notebook.stem / notebook.name
         good = code == 0 and PROOF in copy.read_text()
         if not good:

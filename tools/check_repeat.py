@@ -1,8 +1,8 @@
 """Run chapters a second time, by a plain ``jupyter-book build``: what they measure must repeat, except speed.
 
 Without ``--all`` a fifth of the chapters is due, another one after each commit, and those whose notebooks have changed
-in the last twenty commits, up to six in all. A due chapter that loads published weights also runs once without a
-network.
+in the last twenty commits, up to four in all. Pages that only gather what the others leave are due with ``--all``,
+since then there is something to gather. A due chapter that loads published weights also runs once without a network.
 
     python -m tools.check_repeat [--all]
 """
@@ -16,14 +16,14 @@ from pathlib import Path
 
 from tools import check_offline
 from tools.build_site import build, check, stage
-from tools.common import BUILD, ROOT, notebooks
+from tools.common import BUILD, ROOT, gathers_results, notebooks
 from tools.run_notebooks import RESULTS, is_current
 
 STAGE = BUILD / "alone"
 REPEATED = ("model", "size_mb", "metric", "value", "interval", "n", "paired", "agreement")
 ONE_IN = 5
 RECENT_COMMITS = 20
-MOST_DUE = 6
+MOST_DUE = 4
 
 
 def due(names: list[str], commits: int, changed: list[str]) -> list[str]:
@@ -106,7 +106,8 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="the whole book")
     whole = parser.parse_args().all
     everything = {path.stem: path for path in notebooks()}
-    names = [*everything] if whole else due_now([*everything])
+    chapters = [name for name, path in everything.items() if not gathers_results(path)]
+    names = [*everything] if whole else due_now(chapters)
     if stale := [path.stem for path in everything.values() if not is_current(path)]:
         raise SystemExit(f"Run the notebooks first (make book does): {', '.join(stale)}.")
     print(f"a second time: {', '.join(names)}", flush=True)

@@ -165,17 +165,18 @@ def paired_or_none(exact: Tensor, found: Tensor, labels: Tensor) -> metrics.Pair
     try:
         return None if found is exact else metrics.paired(exact, found, labels)
     except ValueError:
-        if len(exact) != len(found):
+        if not len(exact) == len(found) == len(labels):
             raise
         return None
 
 
 def speeds(
-    label: str, latency: benchmark.Comparison, *, floats: Sequence[str], own: str | Mapping[str, str]
+    name: str, label: str, latency: benchmark.Comparison, *, floats: Sequence[str], own: str | Mapping[str, str]
 ) -> pd.DataFrame:
     """A table of speed with both ratios, to be shown; its ratios are recorded, so that they can be measured again.
 
     Args:
+        name: of the chapter's notebook, without ending: several chapters may leave their results in one folder.
         label: what sets this table apart from others of the chapter, in words with hyphens, such as ``one-image``.
         latency: as measured.
         floats: names of the float paths: the fastest of them is the best float.
@@ -187,25 +188,25 @@ def speeds(
 
     >>> same = lambda: None
     >>> timed = benchmark.compare_latency({"float": same, "int8": same}, rounds=2, progress=False)
-    >>> list(speeds("doctest", timed, floats=["float"], own="float").columns)
+    >>> list(speeds("doctest", "one-image", timed, floats=["float"], own="float").columns)
     ['ms', 'cold ms', '× float in this runtime', '× best float here']
     """
     best = latency.fastest(floats)
     lines: dict[str, dict[str, str]] = {}
     kept: list[dict[str, Any]] = []
-    for name in latency.names:
-        of_own = own if isinstance(own, str) else own.get(name)
-        ratios = {"× float in this runtime": None if name in floats or of_own is None else of_own}
+    for one in latency.names:
+        of_own = own if isinstance(own, str) else own.get(one)
+        ratios = {"× float in this runtime": None if one in floats or of_own is None else of_own}
         ratios["× best float here"] = best
-        lines[name] = {"ms": f"{latency.steady_ms(name):.2f}", "cold ms": f"{latency.cold_ms(name):.2f}"}
+        lines[one] = {"ms": f"{latency.steady_ms(one):.2f}", "cold ms": f"{latency.cold_ms(one):.2f}"}
         rivals = dict.fromkeys([*floats, *filter(None, ratios.values())])  # another one may be the best next time
-        against = {over: latency.ratio(name, over) for over in rivals if over != name}
+        against = {over: latency.ratio(one, over) for over in rivals if over != one}
         for column, over in ratios.items():
-            lines[name][column] = "–" if over is None else "1 (the best)" if name == over else str(against[over])
+            lines[one][column] = "–" if over is None else "1 (the best)" if one == over else str(against[over])
         for over, ratio in against.items():
-            kept.append({"name": name, "over": over, "printed": over in ratios.values(), **asdict(ratio)})
+            kept.append({"name": one, "over": over, "printed": over in ratios.values(), **asdict(ratio)})
     processes = len(latency.processes)
-    chapter.record(f"speeds-{label}", {"label": label, "processes": processes, "ratios": kept})
+    chapter.record(f"speeds-{name}-{label}", {"label": label, "processes": processes, "ratios": kept})
     frame = pd.DataFrame(lines).T
     frame.columns.name = f"times faster; best float: {best}"
     return frame
@@ -280,7 +281,7 @@ def read_speeds(name: str, label: str) -> dict[tuple[str, str], benchmark.Ratio]
         ...
     qhelpers.book.table.RowError: The chapter no-such-chapter has left no current speeds one-image: run it first.
     """
-    path = _gathered(name, f"speeds-{label}.json")
+    path = _gathered(name, f"speeds-{name}-{label}.json")
     if path is None:
         raise RowError(f"The chapter {name} has left no current speeds {label}: run it first.")
     try:

@@ -34,7 +34,7 @@ PTE = "float XNNPACK (.pte)"
 LEAST_SQNR_DB = {BF16: 20.0, BF16_EAGER: 20.0}  # of bf16's 8 bits of mantissa something is lost
 LEAST_SQNR_FLOAT_DB = 60.0
 
-INDUCTOR = {"freezing": True, "cpp.dynamic_threads": True}  # else it keeps the number of threads that compiled it
+INDUCTOR = {"freezing": True}
 
 Run = Callable[[], Any]
 
@@ -76,7 +76,7 @@ class FromFile:
         return FromFile, self.arguments
 
 
-def rivals(model: nn.Module, *inputs: Tensor, folder: Path | None = None) -> Rivals:
+def rivals(model: nn.Module, *inputs: Tensor, threads: Sequence[int] = (), folder: Path | None = None) -> Rivals:
     """The float paths that a reader has without int8, each checked against the float model on the inputs.
 
     Eager with batch norms fused and channels_last; TorchScript, frozen and optimized; compiled ahead of time with
@@ -87,6 +87,8 @@ def rivals(model: nn.Module, *inputs: Tensor, folder: Path | None = None) -> Riv
     Args:
         model: in float, in evaluation mode.
         inputs: that it is called with, and that will be timed.
+        threads: numbers of them that the compiled paths are made for, beside the one that is set: a package keeps the
+            layout of weights that suited the number it was compiled with, and is several times as slow on another.
         folder: where the files are kept; if None, the user's cache.
 
     Returns:
@@ -108,16 +110,17 @@ def rivals(model: nn.Module, *inputs: Tensor, folder: Path | None = None) -> Riv
     with _quiet():
         fused = fused_copy(model, *inputs)
         place = (folder or Path(platformdirs.user_cache_dir("qhelpers")) / "rivals") / _key(fused, inputs)
+    counts = sorted({torch.get_num_threads(), *threads})
     builders: dict[str, Callable[[], Run]] = {
         EAGER: lambda: partial(_channels_last_model(fused), *ready),
         TORCHSCRIPT: partial(_file, place / "float.ts", partial(_write_torchscript, fused, inputs), open_ts, inputs),
-        COMPILED: partial(_file, place / "float.pt2", partial(_write_compiled, fused, inputs), open_pt2, inputs),
+        COMPILED: partial(_compiled, place / "float", fused, inputs, counts),
         ONNX: partial(_file, place / "float.onnx", partial(_write_onnx, fused, inputs), open_onnx, inputs),
         PTE: partial(_file, place / "float.pte", partial(_write_pte, fused, inputs), open_pte, inputs),
     }
     if engines.has_bf16():
         half = InBFloat16(fused).eval()
-        builders[BF16] = partial(_file, place / "bf16.pt2", partial(_write_compiled, half, inputs), open_pt2, inputs)
+        builders[BF16] = partial(_compiled, place / "bf16", half, inputs, counts)
         builders[BF16_EAGER] = lambda: partial(_channels_last_model(half), *ready)
     found = Rivals({}, {}, {})
     for name, build in builders.items():
@@ -224,6 +227,22 @@ def _source(model: nn.Module) -> str:
 
 
 @contextlib.contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Inside, PyTorch computes, and compiles, with so many threads.
+
+    >>> with using_threads(1):
+    ...     torch.get_num_threads()
+    1
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings and logs of exporters and compilers, which announce all sorts of things."""
     before = logging.root.manager.disable
@@ -253,11 +272,15 @@ def _file(
     load: Callable[[Path, Sequence[Tensor]], Run],
     inputs: Sequence[Tensor],
 ) -> Run:
+    _written(path, write)
+    return FromFile(load, path, tuple(inputs))
+
+
+def _written(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         with atomic.replacing(path) as part:
             write(part)
-    return FromFile(load, path, tuple(inputs))
 
 
 def _write_torchscript(model: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
@@ -266,9 +289,15 @@ def _write_torchscript(model: nn.Module, inputs: Sequence[Tensor], path: Path) -
     torch.jit.freeze(traced).save(str(path))
 
 
-def _write_compiled(model: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
+def _compiled(path: Path, model: nn.Module, inputs: Sequence[Tensor], counts: Sequence[int]) -> Run:
+    for threads in counts:
+        _written(for_threads(path, threads), partial(_write_compiled, model, inputs, threads))
+    return FromFile(open_compiled, path, tuple(inputs))
+
+
+def _write_compiled(model: nn.Module, inputs: Sequence[Tensor], threads: int, path: Path) -> None:
     package = path.with_suffix(".package.pt2")  # the compiler wants this ending
-    with torch.no_grad():
+    with using_threads(threads), torch.no_grad():
         exported = torch.export.export(model, tuple(inputs))
         torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=INDUCTOR)
     shutil.move(package, path)
@@ -295,6 +324,27 @@ def open_ts(path: Path, inputs: Sequence[Tensor]) -> Run:
         warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
         module = torch.jit.optimize_for_inference(torch.jit.load(path).eval())  # type: ignore[no-untyped-call]
     return partial(module, *inputs)
+
+
+def for_threads(path: Path, count: int) -> Path:
+    """The package among those of one model that is made for so many threads.
+
+    >>> for_threads(Path("int8"), 2).name
+    'int8-2.pt2'
+    """
+    return path.with_name(f"{path.name}-{count}.pt2")
+
+
+def open_compiled(path: Path, inputs: Sequence[Tensor]) -> Run:
+    """Of the packages that :func:`for_threads` names, the one for the number of threads that is set.
+
+    Raises:
+        RivalsError: if none was compiled for it.
+    """
+    count = torch.get_num_threads()
+    if not for_threads(path, count).is_file():
+        raise RivalsError(f"{path.name} was not compiled for {count} threads: name them in threads=.")
+    return open_pt2(for_threads(path, count), inputs)
 
 
 def open_pt2(path: Path, inputs: Sequence[Tensor]) -> Run:

@@ -142,12 +142,12 @@ def test_compare_refuses_what_it_cannot_measure(batches: list[tuple[Tensor, Tens
 
 def test_speeds_shows_both_ratios_and_records_those_against_every_float() -> None:
     latency = timed("float", "best float", "int8")
-    frame = table.speeds("one-image", latency, floats=["float", "best float"], own="float")
+    frame = table.speeds("some-chapter", "one-image", latency, floats=["float", "best float"], own="float")
     assert frame.loc["int8", "× float in this runtime"] == "4.00 (4.00 to 4.00)"
     assert frame.loc["int8", "× best float here"] == "2.00 (2.00 to 2.00)"
     assert frame.loc["best float", "× best float here"] == "1 (the best)"
     assert frame.loc["float", "× float in this runtime"] == "–"
-    kept = json.loads((chapter.results_folder() / "speeds-one-image.json").read_text())
+    kept = json.loads((chapter.results_folder() / "speeds-some-chapter-one-image.json").read_text())
     assert kept["processes"] == 2
     values = {(one["name"], one["over"]): (one["value"], one["printed"]) for one in kept["ratios"]}
     assert values["int8", "float"] == (4.0, True)
@@ -158,11 +158,11 @@ def test_speeds_shows_both_ratios_and_records_those_against_every_float() -> Non
 def test_recorded_speeds_come_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     latency = timed("float", "int8")
     monkeypatch.setenv("QHELPERS_RESULTS", str(tmp_path / "some-chapter"))
-    table.speeds("one", latency, floats=["float"], own="float")
+    table.speeds("some-chapter", "one", latency, floats=["float"], own="float")
     monkeypatch.setenv("QHELPERS_CURRENT", json.dumps([str(tmp_path / "other"), str(tmp_path / "some-chapter")]))
     assert table.read_speeds("some-chapter", "one")["int8", "float"] == latency.ratio("int8")
-    (tmp_path / "some-chapter" / "speeds-one.json").write_text('{"ratios": [{}]}')
-    with pytest.raises(table.RowError, match=r"speeds-one.json is damaged .* run some-chapter again"):
+    (tmp_path / "some-chapter" / "speeds-some-chapter-one.json").write_text('{"ratios": [{}]}')
+    with pytest.raises(table.RowError, match=r"speeds-some-chapter-one.json is damaged .* run some-chapter again"):
         table.read_speeds("some-chapter", "one")
     with pytest.raises(table.RowError, match="other has left no current speeds one"):
         table.read_speeds("other", "one")

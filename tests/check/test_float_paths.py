@@ -94,6 +94,25 @@ def test_each_path_can_be_handed_to_another_process(found: float_paths.Rivals) -
             assert torch.equal(again(), run()), name
 
 
+@pytest.mark.skipif(not engines.has_bf16(), reason="one path less")
+def test_a_compiled_path_is_made_for_each_number_of_threads(folder: Path, found: float_paths.Rivals) -> None:
+    made_for = torch.get_num_threads() + 1
+    compiled = found.candidates.get(float_paths.COMPILED)
+    if compiled is None:
+        pytest.skip("no compiler")
+    with (
+        float_paths.using_threads(made_for),
+        pytest.raises(float_paths.RivalsError, match=f"not compiled for {made_for} threads"),
+    ):
+        pickle.loads(pickle.dumps(compiled))
+    more = rivals(made(Small), IMAGES, folder=folder, threads=[made_for])
+    assert set(more.candidates) == set(found.candidates)
+    with float_paths.using_threads(made_for), torch.inference_mode():
+        again = pickle.loads(pickle.dumps(more.candidates[float_paths.COMPILED]))
+        assert torch.allclose(again(), made(Small)(IMAGES), atol=1e-5)
+    assert torch.get_num_threads() == made_for - 1
+
+
 def test_files_are_written_once_and_not_taken_for_another_model(
     found: float_paths.Rivals, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

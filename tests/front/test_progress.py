@@ -28,3 +28,16 @@ def test_the_environment_decides_where_nobody_else_does(disabled: str, seen: boo
     environment |= {"TQDM_DISABLE": disabled} if disabled else {}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert ("sorting" in done.stderr) == seen
+
+
+def test_a_notebook_obeys_the_environment_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tqdm.notebook import tqdm as notebook_bar
+
+    monkeypatch.setattr("qhelpers.progress.tqdm", notebook_bar)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    bar = progress_bar([1, 2], doing="sorting", unit="shoe")
+    assert bar.disable
+    assert list(bar) == [1, 2]
+    assert "sorting" not in "".join(capsys.readouterr())

@@ -180,6 +180,14 @@ def test_an_assertion_that_depends_on_a_time_is_found() -> None:
 
 
 @every_notebook
+def test_what_a_chapter_leaves_bears_its_name(path: Path) -> None:
+    """Notebooks that are run where they lie share one results folder."""
+    named = {"table.speeds", "table.write_rows"}
+    calls = [node for node in ast.walk(ast.parse(code_of(path))) if isinstance(node, ast.Call)]
+    assert {ast.unparse(one.args[0]) for one in calls if ast.unparse(one.func) in named} <= {repr(path.stem)}
+
+
+@every_notebook
 def test_the_processor_is_asked_for_instructions(path: Path) -> None:
     assert "get_cpu_capability" not in code_of(path), "engines.int8_instructions tells VNNI, which this does not"
 
