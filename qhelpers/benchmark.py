@@ -1,7 +1,6 @@
 """Honest latency: random order, blocks of calls, the baseline twice, and fresh processes for what is to be said aloud.
 
-A time alone says little: the machine slows down, caches are warm or not, a process has its own luck with memory. So
-candidates are timed in turns, in one table, and compared by ratios with an interval that says what it covers.
+A time alone says little: the machine slows down, caches are warm or not, a process has its own luck with memory.
 """
 
 import copy
@@ -32,6 +31,7 @@ from qhelpers.progress import progress_bar
 Candidate = Callable[[], Any]
 ENOUGH_PROCESSES = 5  # for a prediction interval; fewer give a range
 RESAMPLES = 2_000
+COPIES_DIFFER = 3.0  # percent that copies of one model differ by on a quiet machine (tools/benchmark_itself)
 
 
 class BenchmarkError(RuntimeError):
@@ -46,6 +46,21 @@ class Ratio:
     low: float
     high: float
     kind: str
+    noise: float = 0.0  # percent by which two copies of one candidate differed beside it
+
+    @property
+    def standing(self) -> str:
+        """What may be said aloud: ``faster``, ``slower`` or ``neither faster nor slower``.
+
+        The interval has to leave out 1, and the value to differ from 1 by more than copies of one model do.
+
+        >>> Ratio(1.1, 1.05, 1.2, "", noise=2).standing, Ratio(1.1, 1.05, 1.2, "", noise=12).standing
+        ('faster', 'neither faster nor slower')
+        """
+        margin = 1 + max(self.noise, COPIES_DIFFER) / 100
+        if self.low > 1 and self.value > margin:
+            return "faster"
+        return "slower" if self.high < 1 and self.value < 1 / margin else "neither faster nor slower"
 
     def __str__(self) -> str:
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
@@ -104,9 +119,10 @@ class Comparison:
             [base / own for base, own in zip(run.steady[over or self.names[0]], run.steady[name], strict=True)]
             for run in self.processes
         ]
+        noise = self.noise_percent
         if len(rounds) == 1:
-            return _bootstrapped(rounds[0])
-        return _between_processes([median(one) for one in rounds])
+            return _bootstrapped(rounds[0], noise)
+        return _between_processes([median(one) for one in rounds], noise)
 
     def steady_ms(self, name: str) -> float:
         """Milliseconds of a call in a block of calls, median over all rounds of all processes."""
@@ -135,10 +151,7 @@ class Comparison:
 
     @property
     def noise_percent(self) -> float:
-        """By how much two copies of the baseline differ, in percent: no difference below it means anything.
-
-        With several processes it is the largest of them.
-        """
+        """By how much two copies of the baseline differ, in percent: the largest of all processes."""
         base = self.names[0]
         gaps = [
             median(one / two for one, two in zip(run.steady[base], run.steady[self.copy_name], strict=True)) - 1
@@ -187,9 +200,7 @@ def compare_latency(
     must be picklable: ``functools.partial(model, images)`` is; a session of a runtime is, if its loader is called
     inside (:mod:`qhelpers.check.files`).
 
-    The number of threads is the process's own. Choose it with ``torch.set_num_threads`` before the first
-    model runs: qnnpack's thread pool keeps the number that it found then, so a later change would compare
-    one thread with several.
+    Choose the number of threads before the first model runs: qnnpack's thread pool keeps what it found then.
 
     Args:
         candidates: name to callable without arguments; the first one is the baseline.
@@ -380,19 +391,21 @@ def do_job(folder: Path) -> None:
 # --- intervals ---------------------------------------------------------------------------------------
 
 
-def _bootstrapped(ratios: list[float]) -> Ratio:
+def _bootstrapped(ratios: list[float], noise: float) -> Ratio:
     chance = np.random.default_rng(0)
     found = stats.bootstrap(
         (np.array(ratios),), np.median, n_resamples=RESAMPLES, method="percentile", rng=chance, vectorized=True
     ).confidence_interval
-    return Ratio(median(ratios), float(found.low), float(found.high), "95 % bootstrap interval within one process")
+    return Ratio(
+        median(ratios), float(found.low), float(found.high), "95 % bootstrap interval within one process", noise
+    )
 
 
-def _between_processes(ratios: list[float]) -> Ratio:
+def _between_processes(ratios: list[float], noise: float) -> Ratio:
     count, logs = len(ratios), np.log(ratios)
     middle = float(np.exp(logs.mean()))
     if count < ENOUGH_PROCESSES:
-        return Ratio(middle, min(ratios), max(ratios), f"range of {count} processes")
+        return Ratio(middle, min(ratios), max(ratios), f"range of {count} processes", noise)
     half = float(stats.t.ppf(0.975, count - 1) * logs.std(ddof=1) * np.sqrt(1 + 1 / count))
     kind = f"95 % prediction interval for a fresh process, from {count}"
-    return Ratio(middle, middle * float(np.exp(-half)), middle * float(np.exp(half)), kind)
+    return Ratio(middle, middle * float(np.exp(-half)), middle * float(np.exp(half)), kind, noise)

@@ -29,12 +29,17 @@ def environment() -> str:
     return (
         f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, "
         f"torchvision {torchvision.__version__.split('+')[0]}\n{engines.cpu_name()} "
-        f"({_instructions()}), {threads} thread{'s' * (threads > 1)}, "
+        f"({instructions()}), {threads} thread{'s' * (threads > 1)}, "
         f"quantized engine {torch.backends.quantized.engine}"
     )
 
 
-def _instructions() -> str:
+def instructions() -> str:
+    """The processor's instructions for int8 in words, or that they cannot be read.
+
+    >>> len(instructions()) > 3
+    True
+    """
     try:
         return ", ".join(engines.int8_instructions())
     except engines.EngineError:

@@ -287,7 +287,9 @@ def read_speeds(name: str, label: str) -> dict[tuple[str, str], benchmark.Ratio]
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return {
-            (one["name"], one["over"]): benchmark.Ratio(one["value"], one["low"], one["high"], one["kind"])
+            (one["name"], one["over"]): benchmark.Ratio(
+                one["value"], one["low"], one["high"], one["kind"], one["noise"]
+            )
             for one in kept["ratios"]
         }
     except (ValueError, KeyError, TypeError) as error:

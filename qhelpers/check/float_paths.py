@@ -56,6 +56,19 @@ class Rivals:
         """Names of the paths that can be timed."""
         return [*self.candidates]
 
+    @property
+    def noted(self) -> str:
+        """What has to stand under a table of speeds: how far bf16 is from float, and which paths are missing, and why.
+
+        >>> Rivals({}, {"float compiled": "There is no compiler."}, {BF16: 38.2}).noted
+        'bf16 compiled, frozen: logits 38 dB from float. Not here: float compiled (There is no compiler.).'
+        """
+        near = [
+            f"{name}: logits {self.sqnr_db[name]:.0f} dB from float." for name in LEAST_SQNR_DB if name in self.sqnr_db
+        ]
+        absent = [f"{name} ({why})" for name, why in self.missing.items()]
+        return " ".join([*near, f"Not here: {'; '.join(absent)}." if absent else "Every path is here."])
+
     def __str__(self) -> str:
         lines = [f"{name}: {self.sqnr_db[name]:.0f} dB to float eager" for name in self.candidates]
         return "\n".join([*lines, *(f"{name}: not here. {why}" for name, why in self.missing.items())])
@@ -210,7 +223,7 @@ def _key(model: nn.Module, inputs: Sequence[Tensor]) -> str:
     shapes = [(tuple(value.shape), value.dtype) for value in inputs]
     versions = [torch.__version__, *map(_version, ("executorch", "onnx", "onnxscript"))]
     digest = hashlib.sha256(f"{computed} {shapes} {versions} {engines.cpu_name()}".encode())
-    digest.update(Path(__file__).read_bytes())  # how they are written
+    digest.update(HOW_WRITTEN.encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         if isinstance(value, Tensor):
@@ -324,6 +337,10 @@ def open_ts(path: Path, inputs: Sequence[Tensor]) -> Run:
         warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
         module = torch.jit.optimize_for_inference(torch.jit.load(path).eval())  # type: ignore[no-untyped-call]
     return partial(module, *inputs)
+
+
+WRITERS = (_write_torchscript, _write_compiled, _write_onnx, _write_pte, fused_copy, InBFloat16)
+HOW_WRITTEN = "".join(map(inspect.getsource, WRITERS))  # files of another version are not taken for these
 
 
 def for_threads(path: Path, count: int) -> Path:
