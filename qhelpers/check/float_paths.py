@@ -340,7 +340,7 @@ def open_ts(path: Path, inputs: Sequence[Tensor]) -> Run:
 
 
 WRITERS = (_write_torchscript, _write_compiled, _write_onnx, _write_pte, fused_copy, InBFloat16)
-HOW_WRITTEN = "".join(map(inspect.getsource, WRITERS))  # files of another version are not taken for these
+HOW_WRITTEN = "".join(inspect.getsource(how) for how in WRITERS)  # files of another version are not taken for these
 
 
 def for_threads(path: Path, count: int) -> Path:
