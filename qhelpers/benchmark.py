@@ -31,6 +31,7 @@ from qhelpers.progress import progress_bar
 Candidate = Callable[[], Any]
 ENOUGH_PROCESSES = 5  # for a prediction interval; fewer give a range
 RESAMPLES = 2_000
+OCCASION_SD = 0.05  # of a log ratio from one occasion to another, estimated from 209 ratios with tools/remeasure
 COPIES_DIFFER = 3.0  # percent that copies of one model differ by on a quiet machine (tools/benchmark_itself)
 
 
@@ -103,7 +104,7 @@ class Comparison:
         In one process it is the median over the rounds, with a 95 % bootstrap interval; it covers chance within the
         process, not the luck of the process. In fewer than five processes it is the geometric mean of their medians,
         with the range of these; in five or more, with a 95 % prediction interval for the median of another fresh
-        process (Student's t on the logarithms).
+        process on another occasion (Student's t on the logarithms, and ``OCCASION_SD`` added in quadrature).
 
         Args:
             name: of the candidate.
@@ -196,9 +197,8 @@ def compare_latency(
     twice: what its two copies differ by is the noise floor.
 
     With ``across_processes`` the candidates are written to files once, and each of so many fresh interpreters, one
-    after another, reads them and times the whole table. Models then need files that outlive this process, or
-    must be picklable: ``functools.partial(model, images)`` is; a session of a runtime is, if its loader is called
-    inside (:mod:`qhelpers.check.files`).
+    after another, reads them and times the whole table. Models then need files that outlive this process, or must be
+    picklable: ``functools.partial(model, images)`` is; a runtime's session is, if its loader is called inside.
 
     Choose the number of threads before the first model runs: qnnpack's thread pool keeps what it found then.
 
@@ -406,6 +406,7 @@ def _between_processes(ratios: list[float], noise: float) -> Ratio:
     middle = float(np.exp(logs.mean()))
     if count < ENOUGH_PROCESSES:
         return Ratio(middle, min(ratios), max(ratios), f"range of {count} processes", noise)
-    half = float(stats.t.ppf(0.975, count - 1) * logs.std(ddof=1) * np.sqrt(1 + 1 / count))
-    kind = f"95 % prediction interval for a fresh process, from {count}"
+    chance = stats.t.ppf(0.975, count - 1) * logs.std(ddof=1) * np.sqrt(1 + 1 / count)
+    half = float(np.hypot(chance, stats.norm.ppf(0.975) * OCCASION_SD))
+    kind = f"95 % prediction interval for a fresh process on another occasion, from {count}"
     return Ratio(middle, middle * float(np.exp(-half)), middle * float(np.exp(half)), kind, noise)

@@ -2,16 +2,18 @@
 
 The chapters must have been executed with five processes (``make book PROCESSES=5``). Here each runs again with one, and
 each of its ratios is held against the 95 % prediction interval that the page gives for a fresh process. About 95 % must
-lie inside; the median width of the intervals is printed too, since one that nothing can leave is no answer.
+lie inside; the median width of the intervals is printed too, since one that nothing can leave is no answer, and the
+root mean square of the moves, from which ``benchmark.OCCASION_SD`` was estimated.
 
     python -m tools.remeasure [NOTEBOOK ...]
 """
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from qhelpers import benchmark
@@ -27,6 +29,7 @@ class Held:
 
     where: str
     low: float
+    value: float
     high: float
     again: float
 
@@ -34,6 +37,11 @@ class Held:
     def inside(self) -> bool:
         """Whether the interval holds the second measurement."""
         return self.low <= self.again <= self.high
+
+    @property
+    def moved(self) -> float:
+        """Logarithm of the second measurement over the first."""
+        return math.log(self.again / self.value)
 
     @property
     def width_percent(self) -> float:
@@ -65,7 +73,13 @@ def held(chapter: str, before: Path, after: Path) -> tuple[list[Held], list[str]
     """Each ratio with its second measurement; and those that only one of both runs has."""
     first, second = recorded(before), recorded(after)
     pairs = [
-        Held(f"{chapter}, {': '.join(key[:2])} over {key[2]}", ratio["low"], ratio["high"], second[key]["value"])
+        Held(
+            f"{chapter}, {': '.join(key[:2])} over {key[2]}",
+            ratio["low"],
+            ratio["value"],
+            ratio["high"],
+            second[key]["value"],
+        )
         for key, ratio in first.items()
         if key in second and ratio["printed"]
     ]
@@ -99,7 +113,11 @@ def main() -> int:
         return 1
     inside = sum(pair.inside for pair in pairs)
     width = median(pair.width_percent for pair in pairs)
-    print(f"{inside} of {len(pairs)} ratios ({100 * inside / len(pairs):.1f} %) lie inside; median width {width:.1f} %")
+    moved = 100 * math.sqrt(mean(pair.moved**2 for pair in pairs))
+    print(
+        f"{inside} of {len(pairs)} ratios ({100 * inside / len(pairs):.1f} %) lie inside; median width {width:.1f} %;"
+        f" they moved by {moved:.1f} % (root mean square)"
+    )
     return 0
 
 

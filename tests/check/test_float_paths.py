@@ -119,7 +119,7 @@ def test_files_are_written_once_and_not_taken_for_another_model(
     def refuse(*_: Any) -> None:
         raise AssertionError("written again")
 
-    for writer in ("_write_torchscript", "_write_compiled", "_write_onnx", "_write_pte"):
+    for writer in ("_write_torchscript", "_compile_side_by_side", "_write_onnx", "_write_pte"):
         monkeypatch.setattr(float_paths, writer, refuse)
     assert set(rivals(made(Small), IMAGES, folder=folder).candidates) == set(found.candidates)
     other = made(Small)
@@ -143,11 +143,20 @@ def test_a_path_with_other_outputs_is_no_rival(tmp_path: Path, monkeypatch: pyte
     def wrong(path: Path, inputs: Sequence[Tensor]) -> float_paths.Run:
         return lambda: torch.ones(2, 5)
 
-    monkeypatch.setattr(float_paths, "_write_compiled", lambda *arguments: None)
+    monkeypatch.setattr(float_paths, "_compile_side_by_side", lambda *arguments: None)
     monkeypatch.setattr(float_paths, "open_onnx", wrong)
     found = rivals(made(Small), IMAGES, folder=tmp_path)
     assert float_paths.ONNX not in found.candidates
     assert "Its outputs are not those of the float model (SQNR" in found.missing[float_paths.ONNX]
+
+
+def test_a_compiler_that_fails_in_its_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    found = rivals(made(Small), IMAGES, folder=tmp_path)
+    assert "The compiler failed: " in found.missing[float_paths.COMPILED]
+    assert "no-such-compiler" in found.missing[float_paths.COMPILED]
+    assert float_paths.ONNX in found.candidates
 
 
 def test_without_the_runtime_its_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

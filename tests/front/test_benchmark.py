@@ -141,19 +141,27 @@ def test_few_processes_give_their_range() -> None:
 def test_five_processes_give_a_prediction_interval() -> None:
     logs = [0.9, 1.0, 1.1, 1.0, 1.0]
     ratio = of_processes(*map(math.exp, logs)).ratio("b")
-    half = 2.776445 * math.sqrt(0.005) * math.sqrt(1 + 1 / 5)  # t of 4 degrees, the sample's spread
+    chance = 2.776445 * math.sqrt(0.005) * math.sqrt(1 + 1 / 5)  # t of 4 degrees, the sample's spread
+    half = math.hypot(chance, 1.959964 * benchmark.OCCASION_SD)
     assert math.log(ratio.low) == pytest.approx(1 - half, abs=1e-5)
     assert math.log(ratio.high) == pytest.approx(1 + half, abs=1e-5)
-    assert "prediction interval for a fresh process, from 5" in ratio.kind
+    assert "prediction interval for a fresh process on another occasion, from 5" in ratio.kind
 
 
-def test_a_prediction_interval_holds_the_next_process_in_19_of_20() -> None:
+def test_processes_that_agree_still_do_not_know_another_occasion() -> None:
+    ratio = of_processes(*[2.0] * 5).ratio("b")
+    assert ratio.high / ratio.low == pytest.approx(math.exp(2 * 1.959964 * benchmark.OCCASION_SD))
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.05, 0.2])
+def test_a_prediction_interval_holds_a_process_of_another_occasion_in_19_of_20(spread: float) -> None:
     chance, inside = random.Random(0), 0
     for _ in range(2000):
-        *seen, new = (math.exp(chance.gauss(0.7, 0.05)) for _ in range(6))
+        here, there = (chance.gauss(0.7, benchmark.OCCASION_SD / math.sqrt(2)) for _ in range(2))
+        seen = [math.exp(chance.gauss(here, spread)) for _ in range(5)]
         ratio = of_processes(*seen).ratio("b")
-        inside += ratio.low <= new <= ratio.high
-    assert 0.93 < inside / 2000 < 0.97
+        inside += ratio.low <= math.exp(chance.gauss(there, spread)) <= ratio.high
+    assert 0.93 < inside / 2000 < 0.98
 
 
 def test_an_unknown_candidate_is_refused_with_those_that_there_are() -> None:

@@ -471,7 +471,7 @@ def test_remeasuring_counts_what_leaves_its_interval(measured_book: Path, capsys
     assert "one: 1 of 2 ratios inside" in said
     assert "one, one: outside over float: 2.200, printed 1.900 to 2.100" in said
     assert "in one run only: one, one: new over float" in said
-    assert "1 of 2 ratios (50.0 %) lie inside; median width 10.0 %" in said
+    assert "1 of 2 ratios (50.0 %) lie inside; median width 10.0 %; they moved by 7.3 % (root mean square)" in said
 
 
 def test_remeasuring_wants_intervals(measured_book: Path, capsys: pytest.CaptureFixture[str]) -> None:
