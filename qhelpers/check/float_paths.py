@@ -147,7 +147,7 @@ def rivals(model: nn.Module, *inputs: Tensor, threads: Sequence[int] = (), folde
 
 def _try(name: str, build: Callable[[], Run], expected: Tensor, found: Rivals) -> None:
     try:
-        with _quiet():
+        with _quiet(), torch.random.fork_rng(devices=[]):  # exporters draw numbers when they are first used
             run = build()
         with torch.inference_mode():
             output = _first(run())
@@ -287,15 +287,10 @@ def _file(
     load: Callable[[Path, Sequence[Tensor]], Run],
     inputs: Sequence[Tensor],
 ) -> Run:
-    _written(path, write)
-    return FromFile(load, path, tuple(inputs))
-
-
-def _written(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         with atomic.replacing(path) as part:
             write(part)
+    return FromFile(load, path, tuple(inputs))
 
 
 def _write_torchscript(model: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
@@ -335,12 +330,9 @@ def _compile_side_by_side(exported: Path, packages: dict[int, Path]) -> None:
 def write_compiled(exported: str, threads: str, package: str) -> None:
     """What such a process does: compile an exported program ahead for a number of threads, and write the package."""
     torch.set_num_threads(int(threads))
-    path = Path(package)
-    part = path.with_name(f"{path.stem}.package.pt2")  # the compiler wants this ending
-    with torch.no_grad():
+    with torch.no_grad(), atomic.replacing(Path(package)) as part:
         program = torch.export.load(exported)
         torch._inductor.aoti_compile_and_package(program, package_path=str(part), inductor_configs=INDUCTOR)
-    os.replace(part, path)
 
 
 def _write_onnx(model: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
