@@ -1,8 +1,9 @@
 """Run chapters a second time, by a plain ``jupyter-book build``: what they measure must repeat, except speed.
 
-Without ``--all`` a fifth of the chapters is due, another one after each commit, and those whose notebooks have changed
-in the last twenty commits, up to four in all. Pages that only gather what the others leave are due with ``--all``,
-since then there is something to gather. A due chapter that loads published weights also runs once without a network.
+Without ``--all`` an eighth of the chapters is due, another one after each commit, and those whose notebooks have
+changed in the last twenty commits, up to two in all. Pages that only gather what the others leave are due with
+``--all``, since then there is something to gather. A due chapter that loads published weights also runs once without a
+network.
 
     python -m tools.check_repeat [--all]
 """
@@ -21,9 +22,9 @@ from tools.run_notebooks import RESULTS, is_current
 
 STAGE = BUILD / "alone"
 REPEATED = ("model", "size_mb", "metric", "value", "interval", "n", "paired", "agreement")
-ONE_IN = 5
+ONE_IN = 8
 RECENT_COMMITS = 20
-MOST_DUE = 4
+MOST_DUE = 2
 
 
 def due(names: list[str], commits: int, changed: list[str]) -> list[str]:
