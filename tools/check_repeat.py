@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tools import check_offline
 from tools.build_site import build, check, stage
-from tools.common import BUILD, ROOT, gathers_results, notebooks
+from tools.common import BUILD, ROOT, SPEEDS_UNSEEN, gathers_results, notebooks
 from tools.run_notebooks import RESULTS, is_current
 
 STAGE = BUILD / "alone"
@@ -68,8 +68,7 @@ def run_again(chosen: list[Path]) -> Path:
     others = [f"book/{path.name}" for path in notebooks() if path not in chosen]
     stage({path.stem: path for path in chosen}, STAGE, {"exclude_patterns": others})
     environment = {name: value for name, value in os.environ.items() if not name.startswith("QHELPERS_")}
-    environment["QHELPERS_PROCESSES"] = "1"  # speeds are not compared here
-    check(build(STAGE, environment))
+    check(build(STAGE, environment | SPEEDS_UNSEEN))
     return STAGE / "book" / "qhelpers-results"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
+SPEEDS_UNSEEN = {"QHELPERS_PROCESSES": "1"}  # the environment of a run whose speeds nobody looks at
 BUILD = ROOT / "build"  # not "_build": nbmake passes over paths that contain that
 LEFT_BY_USE = ("__pycache__", "qhelpers-results", "worksheet-results")  # the last two: of notebooks run where they lie
 

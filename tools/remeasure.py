@@ -97,7 +97,7 @@ def main() -> int:
         recorded(RESULTS / notebook.stem)  # so that too few processes are met before anything runs
     for notebook in chosen:
         folder = AGAIN / notebook.stem
-        code, seconds = run(notebook, folder, {"QHELPERS_PROCESSES": "1"})
+        code, seconds = run(notebook, folder, {"QHELPERS_PROCESSES": "1"})  # one fresh process
         if code:
             print(f"{notebook.stem}: FAILED")
             return 1

@@ -153,6 +153,14 @@ def test_processes_that_agree_still_do_not_know_another_occasion() -> None:
     assert ratio.high / ratio.low == pytest.approx(math.exp(2 * 1.959964 * benchmark.OCCASION_SD))
 
 
+@pytest.mark.parametrize("processes", [1, 3, 5])
+def test_a_candidate_is_exactly_as_fast_as_itself(processes: int) -> None:
+    table = of_processes(*[2.0] * processes)
+    for name in table.names:
+        ratio = table.ratio(name, name)
+        assert (ratio.low, ratio.value, ratio.high) == (1, 1, 1)
+
+
 @pytest.mark.parametrize("spread", [0.01, 0.05, 0.2])
 def test_a_prediction_interval_holds_a_process_of_another_occasion_in_19_of_20(spread: float) -> None:
     chance, inside = random.Random(0), 0
