@@ -81,7 +81,7 @@ def check_engine(name: str) -> str:
     qhelpers.engines.EngineError: There is no quantized engine 'x87'. Did you mean 'x86'?
     """
     if name not in KNOWN_ENGINES:
-        near = difflib.get_close_matches(name, KNOWN_ENGINES, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(name), KNOWN_ENGINES, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known engines: {', '.join(KNOWN_ENGINES)}."
         raise EngineError(f"There is no quantized engine {name!r}. {hint}")
     if name not in available_engines():
@@ -107,13 +107,17 @@ def int8_instructions(capabilities: Mapping[str, Any] | None = None) -> list[str
     >>> int8_instructions({"architecture": "x86_64", "avx2": True, "avx512_vnni": False})
     ['AVX2']
     """
-    try:
-        found = torch.cpu.get_capabilities() if capabilities is None else capabilities
-    except (RuntimeError, AttributeError) as error:  # another architecture, or an older PyTorch
-        raise EngineError(f"The instructions of {cpu_name()} cannot be read: {error}") from error
+    found = _capabilities() if capabilities is None else capabilities
     if not any(name in found for name in INSTRUCTIONS):
         raise EngineError(f"The instructions of {cpu_name()} cannot be read: PyTorch names none that this book knows.")
     return [label for name, label in INSTRUCTIONS.items() if found.get(name)]
+
+
+def _capabilities() -> Mapping[str, Any]:
+    try:
+        return torch.cpu.get_capabilities()
+    except (RuntimeError, AttributeError) as error:  # another architecture, or an older PyTorch
+        raise EngineError(f"The instructions of {cpu_name()} cannot be read: {error}") from error
 
 
 def may_saturate(name: str, instructions: Collection[str]) -> bool:
@@ -145,11 +149,14 @@ def has_int8_dot_product() -> bool:
 def has_bf16() -> bool:
     """Whether this processor multiplies bf16, which halves a float model without quantization.
 
+    Raises:
+        EngineError: if its instructions cannot be read.
+
     >>> has_bf16() in (True, False)
     True
     """
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"))
+    found = _capabilities()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 @contextmanager
@@ -299,7 +306,7 @@ def require_matching_engine(model: nn.Module) -> nn.Module:
     """
     engine = torch.backends.quantized.engine
     for module in model.modules():
-        wanted = _reduce_range(getattr(module, "qconfig", None))
+        wanted = _reduces_range(getattr(module, "qconfig", None))
         if wanted is not None and wanted != REDUCES_RANGE.get(engine, wanted):
             suits = " or ".join(name for name, value in REDUCES_RANGE.items() if value == wanted)
             raise EngineError(
@@ -309,9 +316,14 @@ def require_matching_engine(model: nn.Module) -> nn.Module:
     return model
 
 
-def _reduce_range(config: Any) -> bool | None:
-    made_with = getattr(getattr(config, "activation", None), "p", None)  # the partial that makes the observer
-    return made_with.keywords.get("reduce_range") if made_with else None
+def _reduces_range(config: Any) -> bool | None:
+    make = getattr(config, "activation", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about the very argument that is read here
+        observer = make() if make else None
+    observer = getattr(observer, "activation_post_process", observer)  # the one inside fake quantization
+    found: bool | None = getattr(observer, "reduce_range", None)
+    return found
 
 
 @cache

@@ -108,8 +108,8 @@ def paired(
         ids: which images the first and the second answers belong to, where that is known.
 
     Raises:
-        ValueError: if the lengths or the ids differ, or there is no image; if all pairs have the same outcome, such
-            as both right, from which no difference can be told: a ceiling is no evidence.
+        ValueError: if the lengths, the shapes or the ids differ, or there is no image; if all pairs have the same
+            outcome, such as both right, from which no difference can be told: a ceiling is no evidence.
 
     >>> labels = torch.arange(10)
     >>> print(paired(labels, torch.where(labels < 3, 9, labels), labels))
@@ -120,9 +120,14 @@ def paired(
             f"Pairs need the same images in the same order; got {len(first)}, {len(second)} answers and {len(labels)} "
             f"labels."
         )
-    if ids is not None and (places := [i for i, (a, b) in enumerate(zip(*ids, strict=True)) if int(a) != int(b)]):
-        raise ValueError(f"The answers stand in another order: first at place {places[0]}. Pairs need the same one.")
-    one, other = ((answers.argmax(1) if answers.ndim == 2 else answers) == labels for answers in (first, second))
+    if ids is not None:
+        if {len(ids[0]), len(ids[1])} != {len(labels)}:
+            raise ValueError(f"{len(labels)} pairs need as many ids; got {len(ids[0])} and {len(ids[1])}.")
+        if places := [i for i, (a, b) in enumerate(zip(*ids, strict=True)) if a != b]:
+            raise ValueError(
+                f"The answers stand in another order: first at place {places[0]}. Pairs need the same one."
+            )
+    one, other = (_right(answers, labels) for answers in (first, second))
     n, lost, won = len(labels), int((one & ~other).sum()), int((other & ~one).sum())
     outcomes = {"both right": int((one & other).sum()), "both wrong": int((~one & ~other).sum())}
     outcomes |= {"lost": lost, "won": won}
@@ -141,6 +146,17 @@ def paired(
         bound=100 * _tango(won, lost, n, -1.644854),
         p_value=float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0,
     )
+
+
+def _right(answers: Tensor, labels: Tensor) -> Tensor:
+    """Which of the answers, classes ``(n,)`` or logits ``(n, classes)``, are the labels ``(n,)``."""
+    chosen = answers.argmax(1) if answers.ndim == 2 else answers
+    if chosen.ndim != 1 or chosen.shape != labels.shape:
+        raise ValueError(
+            f"Each answer needs one label: answers of shape {tuple(answers.shape)} and labels of shape "
+            f"{tuple(labels.shape)} do not go together."
+        )
+    return chosen == labels
 
 
 def _tango(won: int, lost: int, n: int, z: float) -> float:
@@ -164,7 +180,7 @@ def _tango(won: int, lost: int, n: int, z: float) -> float:
 def paired_values(first: Sequence[float], second: Sequence[float], unit: str = "bits") -> Paired:
     """Compare two models by a value a topic or document of which less is better, such as bits a character, in pairs.
 
-    The interval of the mean difference is Student's, the p value that of the exact signed-rank test.
+    The interval of the mean difference is Student's, the p value that of the signed-rank test, exact up to 50 topics.
     Source: Wilcoxon 1945, "Individual comparisons by ranking methods".
 
     Args:
@@ -173,7 +189,7 @@ def paired_values(first: Sequence[float], second: Sequence[float], unit: str = "
         unit: of the values.
 
     Raises:
-        ValueError: if the lengths differ, there are fewer than two topics, or no value differs.
+        ValueError: if the lengths differ, there are fewer than two topics, a value is no number, or none differs.
 
     >>> print(paired_values([2.0, 2.1, 2.2, 2.4], [2.1, 2.2, 2.3, 2.3]))
     +0.050 bits (-0.109 to +0.209); 3 lost, 1 won of 4, p = 0.62
@@ -181,16 +197,18 @@ def paired_values(first: Sequence[float], second: Sequence[float], unit: str = "
     if len(first) != len(second):
         raise ValueError(f"Pairs need the same topics in the same order; got {len(first)} and {len(second)} values.")
     gaps = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    if not np.isfinite(gaps).all():
+        raise ValueError(f"A paired test needs numbers; at place {int(np.argmin(np.isfinite(gaps)))} there is none.")
     if len(gaps) < 2 or not gaps.any():
-        raise ValueError(f"A paired test needs two topics and values that differ; got {len(gaps)}, of equal values.")
-    low, high = stats.t.interval(0.95, len(gaps) - 1, gaps.mean(), stats.sem(gaps))
+        raise ValueError(f"A paired test needs two topics and values that differ; got {len(gaps)} with equal values.")
+    spread = stats.t.ppf([0.975, 0.95], len(gaps) - 1) * stats.sem(gaps)
     return Paired(
         lost=int((gaps > 0).sum()),
         won=int((gaps < 0).sum()),
         n=len(gaps),
         difference=float(gaps.mean()),
-        interval=(float(low), float(high)),
-        bound=float(gaps.mean() + stats.t.ppf(0.95, len(gaps) - 1) * stats.sem(gaps)),
+        interval=(float(gaps.mean() - spread[0]), float(gaps.mean() + spread[0])),
+        bound=float(gaps.mean() + spread[1]),
         p_value=float(stats.wilcoxon(gaps, method="auto").pvalue),
         unit=unit,
     )
@@ -205,7 +223,10 @@ def _count(
     found = n = 0
     with torch.inference_mode():
         for images, labels in progress_bar(loader, doing="measuring", unit="batch"):
-            found += int(hits(images, labels).sum())
+            outcomes = hits(images, labels)
+            if outcomes.shape != (len(images),):
+                raise ValueError(f"{len(images)} images need as many answers; got {tuple(outcomes.shape)}.")
+            found += int(outcomes.sum())
             n += len(images)
     if n == 0:
         raise ValueError("The loader yielded no image: there is nothing to measure.")
@@ -220,13 +241,13 @@ def top1(model: Classifier, loader: Iterable[tuple[Tensor, Tensor]]) -> Share:
         loader: yields ``(images, labels)``.
 
     Raises:
-        ValueError: if the loader is empty.
+        ValueError: if the loader is empty, or a batch has not one label for each image.
         guards.GuardError: if a module is in training mode; its figures would be of another model.
 
     >>> print(top1(lambda x: x, [(torch.eye(4), torch.tensor([0, 1, 2, 0]))]))
     75.0 % (30.1 to 95.4, n = 4)
     """
-    return _count(loader, lambda images, labels: model(images).argmax(1) == labels, model)
+    return _count(loader, lambda images, labels: _right(model(images), labels), model)
 
 
 def agreement(one: Classifier, other: Classifier, loader: Iterable[Any]) -> Share:
@@ -239,7 +260,7 @@ def agreement(one: Classifier, other: Classifier, loader: Iterable[Any]) -> Shar
     >>> agreement(lambda x: x, lambda x: -x, [(torch.eye(2), None)]).percent
     0.0
     """
-    return _count(loader, lambda images, _: one(images).argmax(1) == other(images).argmax(1), one, other)
+    return _count(loader, lambda images, _: _right(one(images), other(images).argmax(1)), one, other)
 
 
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
@@ -248,14 +269,18 @@ def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization". Infinite for equal tensors.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ, or there is nothing in the tensors; if their numbers are complex.
 
     >>> round(sqnr_db(torch.ones(10), 0.9 * torch.ones(10)), 3)
     20.0
     """
     if reference.shape != approximation.shape:
         raise ValueError(f"Shapes differ: {tuple(reference.shape)} and {tuple(approximation.shape)}.")
+    if reference.numel() == 0 or reference.is_complex() or approximation.is_complex():
+        raise ValueError(f"The ratio is of real numbers, at least one; got {reference.numel()} of {reference.dtype}.")
     exact, rounded = reference.detach().double(), approximation.detach().double()
     signal = float(exact.square().sum())
     noise = float((exact - rounded).square().sum())
-    return math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal else -math.inf
+    if noise == 0:
+        return math.inf
+    return 10 * (math.log10(signal) - math.log10(noise)) if signal and not math.isinf(noise) else -math.inf

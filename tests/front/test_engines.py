@@ -21,6 +21,19 @@ def test_using_engine_restores_after_an_error() -> None:
     assert torch.backends.quantized.engine == before
 
 
+def test_what_is_no_name_is_no_engine() -> None:
+    with pytest.raises(engines.EngineError, match="There is no quantized engine None"):
+        engines.check_engine(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("instruction", "multiplies"), [("amx_bf16", True), ("avx_ne_convert", False)])
+def test_bf16_needs_an_instruction_that_multiplies(
+    monkeypatch: pytest.MonkeyPatch, instruction: str, multiplies: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {instruction: True})
+    assert engines.has_bf16() == multiplies
+
+
 def test_unknown_engine_offers_the_nearest() -> None:
     with (
         pytest.raises(engines.EngineError, match=r"no quantized engine 'qnpack'. Did you mean 'qnnpack'"),

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -157,6 +158,20 @@ def test_an_engine_that_the_qconfig_was_not_made_for_is_refused(net: nn.Module) 
     with engines.using_engine("qnnpack"):
         assert engines.require_matching_engine(net) is net
         assert engines.require_matching_engine(prepared(net))
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        tq.HistogramObserver.with_args(reduce_range=True).with_args(bins=64),
+        tq.FakeQuantize.with_args(observer=tq.MinMaxObserver, reduce_range=True),
+        tq.FakeQuantize.with_args(observer=tq.MinMaxObserver.with_args(reduce_range=True)),
+    ],
+)
+def test_a_range_that_is_chosen_deep_inside_a_qconfig_is_seen(net: nn.Module, activation: Any) -> None:
+    net.qconfig = tq.QConfig(activation=activation, weight=tq.default_weight_observer)
+    with engines.using_engine("qnnpack"), pytest.raises(engines.EngineError, match="reduce_range=True"):
+        engines.require_matching_engine(net)
 
 
 def test_qconfigs_without_a_choice_of_range_pass(language_model: networks.CharLSTM) -> None:

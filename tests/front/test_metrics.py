@@ -147,3 +147,59 @@ def test_paired_values_agree_with_scipy() -> None:
 def test_values_that_are_no_pairs_are_refused(first: list[float], second: list[float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         metrics.paired_values(first, second)
+
+
+LOGITS = torch.eye(4).repeat(3, 1)[:10]
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(10, 1), torch.eye(4).repeat(3, 1)[:10], torch.zeros(10, 2, 2)])
+def test_labels_that_would_be_broadcast_are_refused(labels: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"Each answer needs one label: answers of shape \(10, 4\)"):
+        metrics.paired(LOGITS, LOGITS, labels)
+    with pytest.raises(ValueError, match="Each answer needs one label"):
+        metrics.top1(lambda x: x, [(LOGITS, labels)])
+
+
+def test_one_label_for_many_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="Each answer needs one label"):
+        metrics.top1(lambda x: x, [(LOGITS, torch.zeros(1))])
+
+
+def test_models_that_answer_another_number_of_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="Each answer needs one label"):
+        metrics.agreement(lambda x: x, lambda x: x[:1], [(LOGITS, None)])
+    with pytest.raises(ValueError, match="10 images need as many answers; got \\(1,\\)"):
+        metrics.agreement(lambda x: x[:1], lambda x: x[:1], [(LOGITS, None)])
+
+
+@pytest.mark.parametrize("ids", [(range(10), range(9)), (range(2), range(2))])
+def test_ids_of_another_number_are_refused(ids: tuple[range, range]) -> None:
+    with pytest.raises(ValueError, match="10 pairs need as many ids"):
+        metrics.paired(LOGITS, LOGITS, torch.arange(10), ids)
+
+
+def test_ids_may_be_words() -> None:
+    names = [f"image {i}" for i in range(10)]
+    assert metrics.paired(LOGITS, LOGITS, torch.arange(10) % 5, (names, names)).n == 10
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_values_that_are_no_numbers_are_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match="A paired test needs numbers; at place 1 there is none"):
+        metrics.paired_values([1.0, wrong, 2.0], [1.0, 1.0, 1.0])
+
+
+def test_equal_gaps_have_an_interval_without_width() -> None:
+    assert metrics.paired_values([1.0, 2.0, 3.0], [1.5, 2.5, 3.5]).interval == (0.5, 0.5)
+
+
+def test_sqnr_of_infinite_or_overwhelming_noise_is_a_number() -> None:
+    assert metrics.sqnr_db(torch.ones(3), torch.tensor([1.0, math.inf, 1.0])) == -math.inf
+    tiny, huge = torch.full((2,), 1e-100, dtype=torch.double), torch.full((2,), 1e100, dtype=torch.double)
+    assert metrics.sqnr_db(tiny, huge) == pytest.approx(-4000)
+
+
+@pytest.mark.parametrize("nothing", [torch.ones(0), torch.ones(2, dtype=torch.complex64)])
+def test_sqnr_of_nothing_or_of_complex_numbers_is_refused(nothing: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="The ratio is of real numbers, at least one"):
+        metrics.sqnr_db(nothing, nothing)

@@ -1,4 +1,4 @@
-"""Bytes in a file and in memory."""
+"""Bytes in a file."""
 
 from pathlib import Path
 
@@ -35,24 +35,3 @@ def test_print_without_label(capsys: pytest.CaptureFixture[str]) -> None:
     with torch.random.fork_rng(devices=[]):
         size.print_model_size(torch.nn.Linear(1000, 1000))
     assert capsys.readouterr().out == "4.01 MB\n"
-
-
-def test_resident_memory_of_a_known_model() -> None:
-    found = size.resident_memory("import torch; model = torch.nn.Linear(2000, 2000)", (1, 2000))
-    assert found.model_mb == pytest.approx(16, rel=0.1)
-    assert found.process_mb > 100
-
-
-def test_resident_memory_names_the_failure() -> None:
-    with pytest.raises(size.MeasurementError, match="ZeroDivisionError"):
-        size.resident_memory("1 / 0", (1,))
-
-
-def test_resident_memory_rejects_zero_copies() -> None:
-    with pytest.raises(ValueError, match="copies must be positive"):
-        size.resident_memory("model = None", (1,), copies=0)
-
-
-def test_resident_memory_ends_a_process_that_hangs() -> None:
-    with pytest.raises(size.MeasurementError, match="was ended after 1 s"):
-        size.resident_memory("import time; time.sleep(60)", (1,), timeout_s=1)
