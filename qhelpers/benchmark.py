@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
+from torch.utils._pytree import tree_leaves
 
 from qhelpers import engines, guards
 from qhelpers.progress import progress_bar
@@ -36,7 +37,7 @@ COPIES_DIFFER = 3.0  # percent that copies of one model differ by on a quiet mac
 
 
 class BenchmarkError(RuntimeError):
-    """A candidate does not do the same job as the others, or cannot be timed in a process of its own."""
+    """A candidate is unknown, fails, does another job than the others, or changes what they run under."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Ratio:
     high: float
     kind: str
     noise: float = 0.0  # percent by which two copies of one candidate differed beside it
+
+    def __post_init__(self) -> None:
+        if not (0 < self.low <= self.value <= self.high < np.inf and 0 <= self.noise < np.inf):  # false of NaN, too
+            raise ValueError(f"A ratio needs 0 < low <= value <= high, all finite; got {self}, noise {self.noise}.")
 
     @property
     def standing(self) -> str:
@@ -114,9 +119,7 @@ class Comparison:
             BenchmarkError: if there is no such candidate, offering those that there are.
         """
         over = over or self.names[0]
-        for wanted in (name, over):
-            if wanted not in (*self.names, self.copy_name):
-                raise BenchmarkError(f"There is no candidate {wanted!r}; there are {', '.join(self.names)}.")
+        self._require_known(name, over)
         rounds = [
             [base / own for base, own in zip(run.steady[over], run.steady[name], strict=True)] for run in self.processes
         ]
@@ -129,15 +132,24 @@ class Comparison:
 
     def steady_ms(self, name: str) -> float:
         """Milliseconds of a call in a block of calls, median over all rounds of all processes."""
+        self._require_known(name)
         return 1e3 * median(seconds for run in self.processes for seconds in run.steady[name])
 
     def cold_ms(self, name: str) -> float:
         """Milliseconds of a first call after another candidate, median over all rounds of all processes."""
+        self._require_known(name)
         return 1e3 * median(seconds for run in self.processes for seconds in run.cold[name])
 
     def fastest(self, names: Iterable[str]) -> str:
         """The name, among those given, of the candidate with the shortest steady time."""
-        return min(names, key=self.steady_ms)
+        if not (given := list(names)):
+            raise BenchmarkError(f"No candidate is named; there are {', '.join(self.names)}.")
+        return min(given, key=self.steady_ms)
+
+    def _require_known(self, *names: str) -> None:
+        for wanted in names:
+            if wanted not in (*self.names, self.copy_name):
+                raise BenchmarkError(f"There is no candidate {wanted!r}; there are {', '.join(self.names)}.")
 
     def __getitem__(self, name: str) -> Latency:
         return Latency(name, self.steady_ms(name), self.cold_ms(name), self.ratio(name))
@@ -208,16 +220,16 @@ def compare_latency(
         candidates: name to callable without arguments; the first one is the baseline.
         rounds: how often each has its turn; with 60, six copies of one model still came out 4 % apart.
         calls: timed in a row in each turn, after the cold one.
-        warmup: how often each runs untimed before.
+        warmup: how often each runs untimed before; once at least, to see what it gives.
         across_processes: how many fresh interpreters measure; 0 for this one.
         threads: of the fresh interpreters; if None, as many as here.
         seed: of the order.
         progress: show a progress bar; if None, unless TQDM_DISABLE is set.
 
     Raises:
-        ValueError: if there is no candidate, ``rounds`` is below 2 (a spread needs two), or a number cannot be.
-        BenchmarkError: if outputs of different shapes show that a candidate does another job; if one cannot be
-            written, or fails in a fresh process.
+        ValueError: if there is no candidate, or a name or number cannot be.
+        BenchmarkError: if a candidate fails, cannot be written, changes the engine or the number of threads, or does
+            another job: its first output has not the shape of the baseline's.
 
     >>> same = lambda: sum(range(100))
     >>> result = compare_latency({"a": same, "b": same}, rounds=2, progress=False)
@@ -226,6 +238,8 @@ def compare_latency(
     """
     if not candidates:
         raise ValueError("There is nothing to time: give at least one candidate.")
+    if (taken := f"{next(iter(candidates))}, second copy") in candidates:
+        raise ValueError(f"{taken!r} is what the baseline's second copy is called: choose another name.")
     if rounds < 2:
         raise ValueError(f"rounds must be at least 2, since a spread needs two; got {rounds}.")
     if calls < 1:
@@ -234,6 +248,8 @@ def compare_latency(
         raise ValueError(f"warmup cannot be negative; got {warmup}.")
     if across_processes < 0:
         raise ValueError(f"across_processes cannot be negative; got {across_processes}.")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1; got {threads}.")
     if threads is not None and not across_processes:
         raise ValueError("threads are chosen for fresh processes only; here, call torch.set_num_threads first.")
     threads = threads or torch.get_num_threads()
@@ -255,17 +271,18 @@ def _measure(
     cold: dict[str, list[float]] = {name: [] for name in entrants}
     order, chance = list(entrants), random.Random(seed)
     with torch.inference_mode(), _no_garbage_collection():
-        _require_same_job({name: _warmed_up(candidate, warmup) for name, candidate in entrants.items()})
+        _require_same_job({name: _warmed_up(name, candidate, warmup) for name, candidate in entrants.items()})
         for _ in progress_bar(range(rounds), doing="timing", unit="round", show=progress):
             chance.shuffle(order)
             for name in order:
                 candidate = entrants[name]
-                start = time.perf_counter()
-                candidate()
-                between = time.perf_counter()
-                for _ in range(calls):
+                with _answering(name):
+                    start = time.perf_counter()
                     candidate()
-                end = time.perf_counter()
+                    between = time.perf_counter()
+                    for _ in range(calls):
+                        candidate()
+                    end = time.perf_counter()
                 cold[name].append(between - start)
                 steady[name].append((end - between) / calls)
     return Times(steady, cold)
@@ -279,11 +296,23 @@ def _second_copy(candidate: Candidate) -> Candidate:
         return candidate
 
 
-def _warmed_up(candidate: Candidate, warmup: int) -> Any:
-    output = None
-    for _ in range(warmup):
-        output = candidate()
-    return output
+@contextmanager
+def _answering(name: str) -> Iterator[None]:
+    """What fails inside, or changes what the others run under, goes by this candidate's name."""
+    before = torch.backends.quantized.engine, torch.get_num_threads()
+    try:
+        yield
+    except Exception as error:  # the candidate is the reader's
+        raise BenchmarkError(f"{name} fails: {type(error).__name__}: {guards.first_line(error)}") from error
+    if (after := (torch.backends.quantized.engine, torch.get_num_threads())) != before:
+        raise BenchmarkError(f"{name} changes engine and threads from {before} to {after}, also for the others.")
+
+
+def _warmed_up(name: str, candidate: Candidate, warmup: int) -> Any:
+    with _answering(name):
+        for _ in range(warmup - 1):
+            candidate()
+        return candidate()
 
 
 def _require_same_job(outputs: Mapping[str, Any]) -> None:
@@ -291,15 +320,14 @@ def _require_same_job(outputs: Mapping[str, Any]) -> None:
     first, *others = outputs
     wanted = _shape(outputs[first])
     for name in others:
-        found = _shape(outputs[name])
-        if None not in (wanted, found) and found != wanted:
+        if (found := _shape(outputs[name])) != wanted:
             raise BenchmarkError(f"{name} gives {found}, {first} gives {wanted}: they do not do the same job.")
 
 
-def _shape(output: Any) -> tuple[int, ...] | None:
-    while isinstance(output, tuple | list) and output:
-        output = output[0]
-    return tuple(output.shape) if isinstance(output, torch.Tensor) else None
+def _shape(output: Any) -> str:
+    """Of the first tensor; a runtime may leave out further outputs, and an LSTM in parts shapes its state otherwise."""
+    shapes = (str(tuple(leaf.shape)) for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor | np.ndarray))
+    return next(shapes, "no tensor")
 
 
 @contextmanager
@@ -336,8 +364,7 @@ def _in_fresh_processes(
                     f"{candidate} cannot be handed to a fresh process: {guards.first_line(error)} Write it to a file, "
                     f"and give a callable that loads that file."
                 ) from error
-        job = {"files": files, "threads": threads, **measured.keywords}
-        job["engine"] = torch.backends.quantized.engine
+        job = {"files": files, "threads": threads, "engine": torch.backends.quantized.engine, **measured.keywords}
         runs = []
         for i in progress_bar(range(count), doing="timing", unit="process", show=progress):
             (folder / "job.json").write_text(json.dumps({**job, "seed": seed + i}), encoding="utf-8")
@@ -350,17 +377,17 @@ def _run_job(folder: Path, threads: int) -> Times:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     environment.pop("OMP_WAIT_POLICY", None)  # threads wait as they do in a reader's process,
     environment.setdefault("GOMP_SPINCOUNT", "10000")  # but not so long that a busy machine stands still
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    answer = folder / "times.json"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    answer, running = folder / "times.json", folder / "running"
     if not answer.is_file():
-        said = done.stderr.strip().splitlines()
-        raise BenchmarkError(
-            f"The fresh process ended with {done.returncode}: {said[-1] if said else 'without a word'}"
-        )
+        said = done.stderr.decode(errors="replace").strip().rstrip(".").splitlines()
+        how = f"exit code {done.returncode}" if done.returncode >= 0 else f"signal {-done.returncode}"
+        when = f", in the first call of {running.read_text(encoding='utf-8')}" if running.is_file() else ""
+        raise BenchmarkError(f"The fresh process ended with {how}{when}: {said[-1] if said else 'without a word'}.")
     found = json.loads(answer.read_text(encoding="utf-8"))
     answer.unlink()
     if "error" in found:
-        raise BenchmarkError(found["error"])
+        raise BenchmarkError(f"In a fresh process, {found['error']}")
     return Times(found["steady"], found["cold"])
 
 
@@ -373,19 +400,19 @@ def do_job(folder: Path) -> None:
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     torch.set_num_threads(job.pop("threads"))
     torch.backends.quantized.engine = job.pop("engine")
-    doing = ""
+    running = folder / "running"  # left behind where the process dies
     try:
         candidates: dict[str, Candidate] = {}
-        for doing, file in job.pop("files").items():
-            candidates[doing] = pickle.loads((folder / file).read_bytes())
-            with torch.inference_mode():
-                candidates[doing]()
+        for name, file in job.pop("files").items():
+            running.write_text(name, encoding="utf-8", errors="backslashreplace")
+            with _answering(name), torch.inference_mode():
+                candidates[name] = pickle.loads((folder / file).read_bytes())
+                candidates[name]()
+        running.unlink()
         times = _measure(candidates, progress=False, **job)
         answer: dict[str, Any] = {"steady": times.steady, "cold": times.cold}
     except BenchmarkError as error:
         answer = {"error": str(error)}
-    except Exception as error:  # the candidate is the reader's
-        answer = {"error": f"{doing} fails in a fresh process: {type(error).__name__}: {guards.first_line(error)}"}
     (folder / "part").write_text(json.dumps(answer), encoding="utf-8")
     os.replace(folder / "part", folder / "times.json")
 
@@ -394,18 +421,16 @@ def do_job(folder: Path) -> None:
 
 
 def _bootstrapped(ratios: list[float], noise: float) -> Ratio:
-    chance = np.random.default_rng(0)
     found = stats.bootstrap(
-        (np.array(ratios),), np.median, n_resamples=RESAMPLES, method="percentile", rng=chance, vectorized=True
+        (np.array(ratios),), np.median, n_resamples=RESAMPLES, method="percentile", rng=0, vectorized=True
     ).confidence_interval
-    return Ratio(
-        median(ratios), float(found.low), float(found.high), "95 % bootstrap interval within one process", noise
-    )
+    kind = "95 % bootstrap interval within one process"
+    return Ratio(median(ratios), float(found.low), float(found.high), kind, noise)
 
 
 def _between_processes(ratios: list[float], noise: float) -> Ratio:
     count, logs = len(ratios), np.log(ratios)
-    middle = float(np.exp(logs.mean()))
+    middle = float(np.clip(np.exp(logs.mean()), min(ratios), max(ratios)))  # rounding may lead out of their range
     if count < ENOUGH_PROCESSES:
         return Ratio(middle, min(ratios), max(ratios), f"range of {count} processes", noise)
     chance = stats.t.ppf(0.975, count - 1) * logs.std(ddof=1) * np.sqrt(1 + 1 / count)

@@ -56,17 +56,32 @@ def recorded(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
     """The ratios in a chapter's results, by table, candidate and rival.
 
     Raises:
-        SystemExit: if a table was measured by too few processes to give an interval.
+        SystemExit: if a table was measured by too few processes to give an interval, or its file is damaged.
     """
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for path in sorted(folder.glob("speeds-*.json")):
-        table = json.loads(path.read_text())
-        if table["processes"] < benchmark.ENOUGH_PROCESSES and folder.is_relative_to(RESULTS):
+        try:
+            processes, ratios = _read(path)
+        except (ValueError, KeyError, TypeError) as error:
             raise SystemExit(
-                f"{path.name} was measured by {table['processes']} processes: make book PROCESSES=5 first."
-            )
-        found |= {(table["label"], ratio["name"], ratio["over"]): ratio for ratio in table["ratios"]}
+                f"{path.name} is damaged or of another version ({type(error).__name__}: {error}): "
+                f"make book PROCESSES=5 first."
+            ) from error
+        if processes < benchmark.ENOUGH_PROCESSES and folder.is_relative_to(RESULTS):
+            raise SystemExit(f"{path.name} was measured by {processes} processes: make book PROCESSES=5 first.")
+        found |= ratios
     return found
+
+
+def _read(path: Path) -> tuple[int, dict[tuple[str, str, str], dict[str, Any]]]:
+    table = json.loads(path.read_text(encoding="utf-8"))
+    ratios: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for ratio in table["ratios"]:
+        benchmark.Ratio(ratio["value"], ratio["low"], ratio["high"], "")  # refuses what cannot be
+        if not isinstance(ratio["printed"], bool):
+            raise TypeError("printed must be true or false")
+        ratios[table["label"], ratio["name"], ratio["over"]] = ratio
+    return int(table["processes"]), ratios
 
 
 def held(chapter: str, before: Path, after: Path) -> tuple[list[Held], list[str]]:
@@ -88,9 +103,16 @@ def held(chapter: str, before: Path, after: Path) -> tuple[list[Held], list[str]
 
 
 def main() -> int:
-    """Run the chapters that have recorded speeds again, and print what left its interval."""
+    """Run the chapters that have recorded speeds again, and print what left its interval.
+
+    Raises:
+        SystemExit: if a notebook that is named has no recorded speeds.
+    """
     wanted = sys.argv[1:]
     chosen = [path for path in notebooks() if [*(RESULTS / path.stem).glob("speeds-*.json")]]
+    stems = [path.stem for path in chosen]
+    if unknown := [name for name in wanted if name not in stems]:
+        raise SystemExit(f"No speeds are recorded for {', '.join(unknown)}; they are for {', '.join(stems) or 'none'}.")
     chosen = [path for path in chosen if not wanted or path.stem in wanted]
     pairs: list[Held] = []
     for notebook in chosen:

@@ -7,7 +7,8 @@ damaged. Whether a chapter's rows are current is the runner's business; without 
 import datetime
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -54,8 +55,6 @@ class Row:
 
     def __post_init__(self) -> None:
         numbers = {"size_mb": self.size_mb, "value": self.value, "agreement": self.agreement}
-        for name, ratio in (("speed", self.speed), ("best", self.best)):
-            numbers |= {name: ratio.value, f"{name}.low": ratio.low, f"{name}.high": ratio.high}
         if self.sqnr_db is not None:
             numbers["sqnr_db"] = self.sqnr_db
         for name, number in numbers.items():
@@ -67,17 +66,25 @@ class Row:
         checks = {
             "model": bool(self.model.strip()),
             "size_mb": self.size_mb > 0,
-            "speed": 0 < self.speed.low <= self.speed.value <= self.speed.high,
-            "best": 0 < self.best.low <= self.best.value <= self.best.high,
             "best_float": bool(self.best_float.strip()),
             "interval": least <= self.interval[0] <= self.value <= self.interval[1] <= most,
-            "n": self.n > 0,
+            "n": type(self.n) is int and self.n > 0,
+            "paired": self.paired is None or _possible(self.paired),
             "agreement": 0 <= self.agreement <= 100,
             "setting": bool(self.setting.strip()),
         }
         for name, good in checks.items():
             if not good:
                 raise RowError(f"Row {self.model!r}: {name} cannot be {getattr(self, name)!r}.")
+
+
+def _possible(paired: metrics.Paired) -> bool:
+    counts = (paired.lost, paired.won, paired.n)
+    low, high = paired.interval
+    numbers = (paired.difference, low, high, paired.bound, paired.p_value)
+    if not all(type(count) is int and count >= 0 for count in counts) or paired.lost + paired.won > paired.n:
+        return False
+    return all(isinstance(x, int | float) and math.isfinite(x) for x in numbers) and 0 <= paired.p_value <= 1
 
 
 def compare(
@@ -100,10 +107,12 @@ def compare(
         floats: names of the float paths in ``latency``: the fastest of them is the best float.
         own: the float path of a candidate's own runtime, by its name, or one for all.
         engine_of: the engine under which a model runs, by its name; if it is not named, the one that is set.
-        sizes: in MB, of candidates that are no modules.
+        sizes: in MB, by name, of candidates that are no modules.
 
     Raises:
-        ValueError: if there is no candidate or no image, or ``engine_of`` names no candidate.
+        ValueError: if there is no candidate or no image, ``engine_of`` or ``sizes`` names no candidate, the size or own
+            float path of one is unknown, the labels have not the shape ``(n,)``, or a candidate gives no finite logits
+            of the first one's shape.
         BenchmarkError: if ``latency`` has no such candidate or float path.
         EngineError: if this build lacks an engine.
         GuardError: if a model is in training mode.
@@ -114,26 +123,36 @@ def compare(
     >>> [(row.model, row.agreement, row.best.value) for row in rows]
     [('float', 100.0, 1.0)]
     """
-    chosen = dict(engine_of or {})
-    if unknown := set(chosen) - set(candidates):
-        raise ValueError(f"engine_of names no candidate: {', '.join(sorted(unknown))}.")
+    chosen, megabytes = dict(engine_of or {}), dict(sizes or {})
+    for argument, named in (("engine_of", chosen), ("sizes", megabytes)):
+        if unknown := set(named) - set(candidates):
+            raise ValueError(f"{argument} names no candidate: {', '.join(sorted(unknown))}.")
     if not candidates:
         raise ValueError("There is nothing to compare: give at least one candidate.")
     batches = list(loader)
     if not any(len(wanted) for _, wanted in batches):
         raise ValueError("The loader yielded no image: there is nothing to compare on.")
     labels = torch.cat([wanted for _, wanted in batches])
-    for model in candidates.values():
+    if labels.ndim != 1:
+        raise ValueError(f"The labels must have the shape (n,); got {tuple(labels.shape)}.")
+    for name, model in candidates.items():
         if isinstance(model, nn.Module):
             guards.require_eval(model)
+        elif name not in megabytes:
+            raise ValueError(f"{name} is no module, so its size is not known: give it in sizes.")
+        if not isinstance(own, str) and name not in own:
+            raise ValueError(f"own names no float path for {name}.")
 
     def logits(name: str) -> Tensor:
         with engines.using_engine(chosen[name]) if name in chosen else nullcontext():
-            return torch.cat([candidates[name](images) for images, _ in batches])
+            return _logits(name, candidates[name], batches)
 
     with torch.inference_mode():
         outputs = {name: logits(name) for name in candidates}
-    exact = next(iter(outputs.values()))
+    first, exact = next(iter(outputs.items()))
+    for name, found in outputs.items():
+        if found.shape != exact.shape:
+            raise ValueError(f"{name} gives {found.shape[1]} classes, {first} gives {exact.shape[1]}.")
     where = latency.setting.rsplit(", engine", 1)[0]
     best_float = latency.fastest(floats)
     rows = []
@@ -143,7 +162,7 @@ def compare(
         rows.append(
             Row(
                 model=name,
-                size_mb=(sizes or {}).get(name) or size.size_mb(model),
+                size_mb=megabytes[name] if name in megabytes else size.size_mb(model),
                 speed=latency.ratio(name, own if isinstance(own, str) else own[name]),
                 best=latency.ratio(name, best_float),
                 best_float=best_float,
@@ -160,6 +179,20 @@ def compare(
     return rows
 
 
+def _logits(name: str, model: Callable[[Tensor], Any], batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """A model's answers to all images; its name stands in what is said of answers that are none."""
+    outputs = []
+    for images, labels in batches:
+        found = model(images)
+        if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(labels):
+            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise ValueError(f"{name} gives {what} for {len(labels)} images, not logits of shape (images, classes).")
+        if not torch.isfinite(found).all():
+            raise ValueError(f"{name} gives logits that are not finite.")
+        outputs.append(found)
+    return torch.cat(outputs)
+
+
 def paired_or_none(exact: Tensor, found: Tensor, labels: Tensor) -> metrics.Paired | None:
     """The paired comparison of two outputs; None of the float model with itself, or where all pairs end alike."""
     try:
@@ -171,7 +204,7 @@ def paired_or_none(exact: Tensor, found: Tensor, labels: Tensor) -> metrics.Pair
 
 
 def speeds(
-    name: str, label: str, latency: benchmark.Comparison, *, floats: Sequence[str], own: str | Mapping[str, str]
+    name: str, label: str, latency: benchmark.Comparison, *, floats: Sequence[str], own: str | Mapping[str, str | None]
 ) -> pd.DataFrame:
     """A table of speed with both ratios, to be shown; its ratios are recorded, so that they can be measured again.
 
@@ -180,9 +213,11 @@ def speeds(
         label: what sets this table apart from others of the chapter, in words with hyphens, such as ``one-image``.
         latency: as measured.
         floats: names of the float paths: the fastest of them is the best float.
-        own: the float path of the same runtime for each candidate that is no float path, by its name, or one for all.
+        own: the float path of the same runtime for each candidate that is no float path, by its name, or one for all;
+            None where it has none.
 
     Raises:
+        ValueError: if ``name`` or ``label`` cannot be part of a file's name.
         BenchmarkError: if ``latency`` has no such candidate or float path.
         WriteError: if the results folder cannot be written.
 
@@ -191,12 +226,15 @@ def speeds(
     >>> list(speeds("doctest", "one-image", timed, floats=["float"], own="float").columns)
     ['ms', 'cold ms', '× float in this runtime', '× best float here']
     """
+    for text in (name, label):
+        if not re.fullmatch(r"[\w-]+", text):  # a slash would lead out of the results folder
+            raise ValueError(f"A table is kept in a file called after {text!r}: use letters, digits and hyphens only.")
     best = latency.fastest(floats)
+    own_of = _own_paths(own, latency.names, floats)
     lines: dict[str, dict[str, str]] = {}
     kept: list[dict[str, Any]] = []
     for one in latency.names:
-        of_own = own if isinstance(own, str) else own.get(one)
-        ratios = {"× float in this runtime": None if one in floats or of_own is None else of_own}
+        ratios = {"× float in this runtime": None if one in floats else own_of.get(one)}
         ratios["× best float here"] = best
         lines[one] = {"ms": f"{latency.steady_ms(one):.2f}", "cold ms": f"{latency.cold_ms(one):.2f}"}
         rivals = dict.fromkeys([*floats, *filter(None, ratios.values())])  # another one may be the best next time
@@ -210,6 +248,18 @@ def speeds(
     frame = pd.DataFrame(lines).T
     frame.columns.name = f"times faster; best float: {best}"
     return frame
+
+
+def _own_paths(
+    own: str | Mapping[str, str | None], names: Sequence[str], floats: Sequence[str]
+) -> Mapping[str, str | None]:
+    of_each = dict.fromkeys(names, own) if isinstance(own, str) else own
+    for name, path in of_each.items():
+        if name not in names:
+            raise benchmark.BenchmarkError(f"own names no candidate: {name}; there are {', '.join(names)}.")
+        if path is not None and path not in floats:
+            raise benchmark.BenchmarkError(f"own names no float path: {path}; there are {', '.join(floats)}.")
+    return of_each
 
 
 def write_rows(name: str, rows: Sequence[Row]) -> None:

@@ -41,7 +41,7 @@ class Loaded:
 
     name: str  # of the file
     shape: tuple[int | None, ...] | None  # of its input; None for any size, or where only the runtime knows
-    run: Callable[[Tensor], Tensor]
+    run: Callable[..., Tensor]  # without these checks; a file of ExecuTorch takes all its inputs here
     again: Callable[[], "Loaded"] | None = None  # in another process it is loaded anew
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -175,7 +175,7 @@ def load_pte(path: Path, threads: int | None = None) -> Loaded:
     try:
         with _listening() as said:
             method = program.load_method("forward")
-            meta = program.metadata("forward").input_tensor_meta(0)
+            meta = program.metadata("forward")
     except RuntimeError as error:
         there = ", ".join(Runtime.get().backend_registry.registered_backend_names)
         raise ExportError(
@@ -183,17 +183,29 @@ def load_pte(path: Path, threads: int | None = None) -> Loaded:
         ) from error
     assert method is not None
 
-    def run(images: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> Tensor:
         try:
             with _listening() as said:
-                outputs: Sequence[Tensor] = method.execute([images])
+                outputs: Sequence[Tensor] = method.execute([dense(value) for value in inputs])
         except RuntimeError as error:
-            if tuple(images.shape) != tuple(meta.sizes()):  # those of the file; the largest, if it is dynamic
-                raise _wrong_shape(path.name, images.shape, meta.sizes()) from error
+            for index, value in enumerate(inputs[: meta.num_inputs()]):
+                sizes = meta.input_tensor_meta(index).sizes()  # those of the file; the largest, if it is dynamic
+                if tuple(value.shape) != tuple(sizes):
+                    raise _wrong_shape(path.name, value.shape, sizes) from error
             raise ExportError(f"{path.name} failed: {said.reason or error}") from error
         return outputs[0].clone()  # the runtime writes the next output to the same place
 
     return Loaded(path.name, None, run, partial(load_pte, path.absolute(), threads))
+
+
+def dense(value: Tensor) -> Tensor:
+    """A tensor as ExecuTorch takes it: contiguous, or channels_last.
+
+    >>> dense(torch.ones(2, 3).T).stride()
+    (2, 1)
+    """
+    channels_last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    return value if channels_last else value.contiguous()
 
 
 def load_onnx(path: Path, threads: int | None = None) -> Loaded:
@@ -223,7 +235,7 @@ def load_onnx(path: Path, threads: int | None = None) -> Loaded:
     shape = tuple(size if isinstance(size, int) else None for size in entry.shape)
 
     def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0])
+        return torch.from_numpy(session.run(None, {entry.name: images.detach().numpy()})[0])
 
     return Loaded(path.name, shape, run, partial(load_onnx, path.absolute(), threads))
 

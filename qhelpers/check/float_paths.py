@@ -22,6 +22,7 @@ from typing import Any
 
 import platformdirs
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from qhelpers import atomic, engines, guards, metrics
@@ -91,13 +92,13 @@ class FromFile:
         return FromFile, self.arguments
 
 
-def rivals(model: nn.Module, *inputs: Tensor, threads: Sequence[int] = (), folder: Path | None = None) -> Rivals:
+def rivals(model: nn.Module, *inputs: Tensor, threads: Sequence[int] = (), folder: Path | str | None = None) -> Rivals:
     """The float paths that a reader has without int8, each checked against the float model on the inputs.
 
     Eager with batch norms fused and channels_last; TorchScript, frozen and optimized; compiled ahead of time with
     frozen weights; the same in bf16, where the processor computes in it; ONNX Runtime; ExecuTorch's XNNPACK. Exporting
     and compiling takes about half a minute, so the files are kept, under a name that stands for the model's graph and
-    weights, the inputs' shapes, the versions and the processor.
+    weights, the inputs' shapes and strides, the versions and the processor. A file that fails is written once more.
 
     Args:
         model: in float, in evaluation mode.
@@ -111,41 +112,99 @@ def rivals(model: nn.Module, *inputs: Tensor, threads: Sequence[int] = (), folde
 
     Raises:
         GuardError: if the model is in training mode.
-        RivalsError: if the model itself cannot be called with the inputs.
+        RivalsError: if the model itself cannot be called with the inputs, does not give a tensor first, or cannot be
+            copied.
 
     >>> found = rivals(nn.Sequential(nn.Linear(4, 2)).eval(), torch.ones(1, 4))  # doctest: +SKIP
     """
-    guards.require_eval(model)
-    ready = tuple(_channels_last(value) for value in inputs)
-    try:
-        with torch.inference_mode():
-            expected = _first(model(*inputs))
-    except Exception as error:  # the model is the reader's
-        raise RivalsError(f"The float model fails on these inputs: {guards.first_line(error)}") from error
-    with _quiet():
-        fused = fused_copy(model, *inputs)
-        place = (folder or Path(platformdirs.user_cache_dir("qhelpers")) / "rivals") / _key(fused, inputs)
+    expected = _expected(model, inputs)
+    fused, place = _prepared(model, inputs, folder)
     counts = sorted({torch.get_num_threads(), *threads})
-    builders: dict[str, Callable[[], Run]] = {
-        EAGER: lambda: partial(_channels_last_model(fused), *ready),
-        TORCHSCRIPT: partial(_file, place / "float.ts", partial(_write_torchscript, fused, inputs), open_ts, inputs),
-        COMPILED: partial(_compiled, place / "float", fused, inputs, counts),
-        ONNX: partial(_file, place / "float.onnx", partial(_write_onnx, fused, inputs), open_onnx, inputs),
-        PTE: partial(_file, place / "float.pte", partial(_write_pte, fused, inputs), open_pte, inputs),
-    }
-    if engines.has_bf16():
-        half = InBFloat16(fused).eval()
-        builders[BF16] = partial(_compiled, place / "bf16", half, inputs, counts)
-        builders[BF16_EAGER] = lambda: partial(_channels_last_model(half), *ready)
+    builders, files = _float_paths(fused, inputs, place, counts)
     found = Rivals({}, {}, {})
+    if reason := _why_no_bf16():
+        found.missing.update({BF16: reason, BF16_EAGER: reason})
+    else:
+        builders |= _bf16_paths(fused, inputs, place, counts)
+        files[BF16] = [for_threads(place / "bf16", count) for count in counts]
     for name, build in builders.items():
-        _try(name, build, expected, found)
-    if not engines.has_bf16():
-        found.missing[BF16] = "This processor has no instructions for bf16."
+        _try(name, build, files.get(name, []), expected, found)
     return found
 
 
-def _try(name: str, build: Callable[[], Run], expected: Tensor, found: Rivals) -> None:
+def _expected(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    """What every path has to compute."""
+    if not isinstance(model, nn.Module):
+        raise RivalsError(f"The float model must be an nn.Module, got {type(model).__name__}.")
+    for value in inputs:
+        if not isinstance(value, Tensor):
+            raise RivalsError(f"The inputs of the float model must be tensors, got {type(value).__name__}.")
+    guards.require_eval(model)
+    try:
+        with torch.inference_mode():
+            output = model(*inputs)
+    except Exception as error:  # the model is the reader's
+        raise RivalsError(f"The float model fails on these inputs: {guards.first_line(error)}") from error
+    return _first(output)
+
+
+def _prepared(model: nn.Module, inputs: Sequence[Tensor], folder: Path | str | None) -> tuple[nn.Module, Path]:
+    """The model with batch norms folded, and the folder of its files: absolute, as they are loaded again later."""
+    root = Path(folder or Path(platformdirs.user_cache_dir("qhelpers")) / "rivals").resolve()
+    try:
+        with _quiet():
+            fused = fused_copy(model, *inputs)
+            return fused, root / _key(fused, inputs)
+    except Exception as error:  # some models hold what cannot be copied, or has no bytes
+        raise RivalsError(f"The float model cannot be prepared: {guards.first_line(error)}") from error
+
+
+def _float_paths(
+    fused: nn.Module, inputs: Sequence[Tensor], place: Path, counts: Sequence[int]
+) -> tuple[dict[str, Callable[[], Run]], dict[str, list[Path]]]:
+    """The paths in float, each with its builder, and the files of those that have some."""
+    ts, onnx, pte = place / "float.ts", place / "float.onnx", place / "float.pte"
+    builders: dict[str, Callable[[], Run]] = {
+        EAGER: partial(_eager, fused, inputs),
+        TORCHSCRIPT: partial(_file, ts, partial(_write_torchscript, fused, inputs), open_ts, inputs),
+        COMPILED: partial(_compiled, place / "float", fused, inputs, counts),
+        ONNX: partial(_file, onnx, partial(_write_onnx, fused, inputs), open_onnx, inputs),
+        PTE: partial(_file, pte, partial(_write_pte, fused, inputs), open_pte, inputs),
+    }
+    packages = [for_threads(place / "float", count) for count in counts]
+    return builders, {TORCHSCRIPT: [ts], COMPILED: packages, ONNX: [onnx], PTE: [pte]}
+
+
+def _bf16_paths(
+    fused: nn.Module, inputs: Sequence[Tensor], place: Path, counts: Sequence[int]
+) -> dict[str, Callable[[], Run]]:
+    return {  # the copies in bf16 are made by the builders: where one fails, only its own path is missing
+        BF16: lambda: _compiled(place / "bf16", InBFloat16(fused).eval(), inputs, counts),
+        BF16_EAGER: lambda: _eager(InBFloat16(fused).eval(), inputs),
+    }
+
+
+def _why_no_bf16() -> str:
+    try:
+        return "" if engines.has_bf16() else "This processor has no instructions for bf16."
+    except engines.EngineError as error:
+        return str(error)
+
+
+def _try(name: str, build: Callable[[], Run], files: Sequence[Path], expected: Tensor, found: Rivals) -> None:
+    """Add the path to those found, or to those missing."""
+    older = [path for path in files if path.is_file()]
+    reason = _attempt(name, build, expected, found)
+    if reason and older and all(path.is_file() for path in files):  # else it was the writing that failed
+        for path in older:  # damaged, or of a model that the key does not tell from this one
+            path.unlink(missing_ok=True)
+        reason = _attempt(name, build, expected, found)
+    if reason:
+        found.missing[name] = reason
+
+
+def _attempt(name: str, build: Callable[[], Run], expected: Tensor, found: Rivals) -> str:
+    """Why the path is no candidate; nothing if it has become one."""
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):  # exporters draw numbers when they are first used
             run = build()
@@ -153,13 +212,12 @@ def _try(name: str, build: Callable[[], Run], expected: Tensor, found: Rivals) -
             output = _first(run())
         decibels = metrics.sqnr_db(expected, output.float())
     except Exception as error:  # each exporter and runtime has errors of its own
-        found.missing[name] = f"{type(error).__name__}: {guards.first_line(error)}"
-        return
+        return f"{type(error).__name__}: {guards.first_line(error)}"
     if not decibels >= LEAST_SQNR_DB.get(name, LEAST_SQNR_FLOAT_DB):  # also if it is no number
-        found.missing[name] = f"Its outputs are not those of the float model (SQNR {decibels:.0f} dB)."
-        return
+        return f"Its outputs are not those of the float model (SQNR {decibels:.0f} dB)."
     found.candidates[name] = run
     found.sqnr_db[name] = decibels
+    return ""
 
 
 def fused_copy(model: nn.Module, *inputs: Tensor) -> nn.Module:
@@ -169,19 +227,31 @@ def fused_copy(model: nn.Module, *inputs: Tensor) -> nn.Module:
     >>> [type(layer).__name__ for layer in fused_copy(net, torch.ones(1, 3, 2, 2)).children()]
     ['Conv2d']
     """
-    from torch.fx.experimental import optimization
-
     twin = copy.deepcopy(model)
-    if hasattr(twin, "fuse_model"):  # torchvision's quantizable networks
-        twin.fuse_model()  # type: ignore[operator]
-        return twin.eval()
     try:
-        traced: nn.Module = optimization.fuse(twin)
+        fused = _folded(model)
         with torch.inference_mode():
-            traced(*inputs)
-        return traced
+            pairs = zip(_tensors(model(*inputs)), _tensors(fused(*inputs)), strict=True)
+        decibels = [metrics.sqnr_db(*pair) for pair in pairs]
     except Exception:  # not every model can be traced; it is left as it is then
         return twin
+    # torch.fx also folds what must not be: norms behind a layer that is called twice, or over another dimension
+    return fused if all(one >= LEAST_SQNR_FLOAT_DB for one in decibels) else twin
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.numel()]
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    from torch.fx.experimental import optimization
+
+    if not hasattr(model, "fuse_model"):
+        folded: nn.Module = optimization.fuse(model)  # a copy
+        return folded
+    twin = copy.deepcopy(model)
+    twin.fuse_model()  # type: ignore[operator]  # torchvision's quantizable networks have it
+    return twin.eval()
 
 
 class InBFloat16(nn.Module):
@@ -196,15 +266,26 @@ class InBFloat16(nn.Module):
         self.model = copy.deepcopy(model).bfloat16()
 
     def forward(self, *inputs: Tensor) -> Any:
-        output = self.model(*(value.bfloat16() if value.is_floating_point() else value for value in inputs))
-        return _first(output).float()
+        output = self.model(*_cast(inputs, torch.bfloat16))
+        return _cast(output, torch.float32)  # all of it: a compiler leaves out what is not returned
+
+
+def _cast(values: Any, dtype: torch.dtype) -> Any:
+    return pytree.tree_map(
+        lambda value: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value, values
+    )
 
 
 def _first(output: Any) -> Tensor:
-    while isinstance(output, tuple | list):
+    while isinstance(output, tuple | list) and output:
         output = output[0]
-    tensor: Tensor = output
-    return tensor
+    if not isinstance(output, Tensor):
+        raise RivalsError(f"The model's first output must be a tensor, got {type(output).__name__}.")
+    return output
+
+
+def _eager(model: nn.Module, inputs: Sequence[Tensor]) -> Run:
+    return partial(_channels_last_model(model), *(_channels_last(value) for value in inputs))
 
 
 def _channels_last(value: Tensor) -> Tensor:
@@ -222,11 +303,11 @@ def _key(model: nn.Module, inputs: Sequence[Tensor]) -> str:
             computed = torch.export.export(model, tuple(inputs)).graph_module.code
     except Exception:  # it cannot be exported; what is left to tell models apart is their source
         computed = f"{model} {_source(model)}"
-    shapes = [(tuple(value.shape), value.dtype) for value in inputs]
+    shapes = [(tuple(value.shape), value.stride(), value.dtype) for value in inputs]
     versions = [torch.__version__, *map(_version, ("executorch", "onnx", "onnxscript"))]
     digest = hashlib.sha256(f"{computed} {shapes} {versions} {engines.cpu_name()}".encode())
     digest.update(HOW_WRITTEN.encode())
-    for name, value in model.state_dict().items():
+    for name, value in {**model.state_dict(), **dict(model.named_buffers())}.items():  # some buffers are in no state
         digest.update(name.encode())
         if isinstance(value, Tensor):
             plain = value.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
@@ -318,13 +399,15 @@ def _compile_side_by_side(exported: Path, packages: dict[int, Path]) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            errors="replace",  # a compiler may speak in another encoding
         )
         for count, path in packages.items()
     ]
     endings = [(process.communicate()[1], process.returncode) for process in processes]
     for said, code_of_exit in endings:
         if code_of_exit:
-            raise RivalsError(f"The compiler failed: {(said.strip().splitlines() or ['without a word'])[-1]}")
+            silent = f"it ended with {code_of_exit}, without a word."  # -9: killed, as for want of memory
+            raise RivalsError(f"The compiler failed: {(said.strip().splitlines() or [silent])[-1]}")
 
 
 def write_compiled(exported: str, threads: str, package: str) -> None:
@@ -345,7 +428,9 @@ def _write_pte(model: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    exported = torch.export.export(model, tuple(inputs))
+    from qhelpers.check import files
+
+    exported = torch.export.export(model, tuple(files.dense(value) for value in inputs))
     lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
     path.write_bytes(lowered.buffer)
 
@@ -358,7 +443,17 @@ def open_ts(path: Path, inputs: Sequence[Tensor]) -> Run:
     return partial(module, *inputs)
 
 
-WRITERS = (_write_torchscript, _compiled, write_compiled, _write_onnx, _write_pte, fused_copy, InBFloat16)
+WRITERS = (
+    _write_torchscript,
+    _compiled,
+    write_compiled,
+    _write_onnx,
+    _write_pte,
+    fused_copy,
+    _folded,
+    InBFloat16,
+    _cast,
+)
 HOW_WRITTEN = "".join(inspect.getsource(how) for how in WRITERS)  # files of another version are not taken for these
 
 
@@ -392,6 +487,9 @@ def open_pt2(path: Path, inputs: Sequence[Tensor]) -> Run:
     os.environ["TMPDIR"] = unpacked
     try:
         run = partial(inductor.aoti_load_package(str(path)), *inputs)
+    except Exception:
+        shutil.rmtree(unpacked, ignore_errors=True)
+        raise
     finally:
         os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
     weakref.finalize(run, shutil.rmtree, unpacked, ignore_errors=True)
@@ -407,7 +505,7 @@ def open_onnx(path: Path, inputs: Sequence[Tensor]) -> Run:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    fed = {entry.name: value.numpy() for entry, value in zip(session.get_inputs(), inputs, strict=True)}
+    fed = {entry.name: value.detach().numpy() for entry, value in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: torch.from_numpy(session.run(None, fed)[0])
 
 

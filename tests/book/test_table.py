@@ -2,7 +2,8 @@
 
 import datetime
 import json
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,15 @@ GOOD: dict[str, Any] = {
 }
 
 
-DAMAGED_ROW = json.dumps({"rows": [asdict(table.Row(**GOOD)) | {"model": 3}]})
+ROW = asdict(table.Row(**GOOD))
+DAMAGED_ROWS = [
+    json.dumps({"rows": [ROW | wrong]})
+    for wrong in (
+        {"model": 3},
+        {"speed": ROW["speed"] | {"value": float("nan")}},
+        {"paired": ROW["paired"] | {"difference": float("nan")}},
+    )
+]
 
 
 class Table(nn.Module):
@@ -139,6 +148,37 @@ def test_compare_refuses_what_it_cannot_measure(batches: list[tuple[Tensor, Tens
         table.compare(one | {"int8": nn.Identity().eval()}, batches, latency, **floats)
     with pytest.raises(guards.GuardError, match="training mode"):
         table.compare({"float": nn.Identity().train()}, batches, latency, **floats)
+    with pytest.raises(ValueError, match="sizes names no candidate: int 8"):
+        table.compare(one, batches, latency, sizes={"int 8": 3.0}, **floats)
+    with pytest.raises(table.RowError, match=r"size_mb cannot be 0\.0"):
+        table.compare(one, batches, latency, sizes={"float": 0.0}, **floats)
+    with pytest.raises(ValueError, match="float is no module, so its size is not known: give it in sizes"):
+        table.compare({"float": lambda images: images}, batches, latency, **floats)  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"labels must have the shape \(n,\); got \(4, 1\)"):
+        table.compare(one, [(torch.eye(4), torch.arange(4)[:, None])], latency, **floats)
+    with pytest.raises(ValueError, match="own names no float path for float"):
+        table.compare(one, batches, latency, floats=["float"], own={})
+    with pytest.raises(benchmark.BenchmarkError, match="No candidate is named; there are float"):
+        table.compare(one, batches, latency, floats=[], own="float")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        (torch.eye(4)[:, :3], "int8 gives 3 classes, float gives 4."),
+        (torch.eye(4)[1:], "int8 gives shape (3, 4) for 4 images, not logits of shape (images, classes)."),
+        (torch.arange(4), "int8 gives shape (4,) for 4 images"),
+        ((torch.eye(4), None), "int8 gives a tuple for 4 images"),
+        (torch.eye(4) * float("nan"), "int8 gives logits that are not finite."),
+        (torch.eye(4) / 0, "int8 gives logits that are not finite."),
+    ],
+)
+def test_compare_names_a_candidate_that_gives_no_logits(
+    outputs: Any, words: str, batches: list[tuple[Tensor, Tensor]]
+) -> None:
+    candidates = {"float": nn.Identity().eval(), "int8": Table(outputs).eval()}
+    with pytest.raises(ValueError, match=re.escape(words)):
+        table.compare(candidates, batches, timed("float", "int8"), floats=["float"], own="float")
 
 
 def test_speeds_shows_both_ratios_and_records_those_against_every_float() -> None:
@@ -154,6 +194,46 @@ def test_speeds_shows_both_ratios_and_records_those_against_every_float() -> Non
     assert values["int8", "float"] == (4.0, True)
     assert values["int8", "best float"] == (2.0, True)
     assert values["best float", "float"] == (2.0, False)
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"int 8": "float"}, "own names no candidate: int 8; there are float, int8."),
+        ({"int8": "int8"}, "own names no float path: int8; there are float."),
+        ("int8", "own names no float path: int8; there are float."),
+    ],
+)
+def test_speeds_refuses_a_float_path_that_is_none(own: Any, words: str) -> None:
+    with pytest.raises(benchmark.BenchmarkError, match=re.escape(words)):
+        table.speeds("some-chapter", "one", timed("float", "int8"), floats=["float"], own=own)
+
+
+def test_speeds_takes_none_for_a_candidate_without_a_float_path() -> None:
+    frame = table.speeds("some-chapter", "one", timed("float", "int8"), floats=["float"], own={"int8": None})
+    assert frame.loc["int8", "× float in this runtime"] == "–"
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("a", "32/images"), ("a", "/../x"), ("../a", "x"), ("a", ""), ("a", "x\n")]
+)
+def test_speeds_stays_in_the_results_folder(name: str, label: str) -> None:
+    with pytest.raises(ValueError, match="use letters, digits and hyphens only"):
+        table.speeds(name, label, timed("float", "int8"), floats=["float"], own="float")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"value": "abc"}, {"value": float("nan")}, {"value": -1.0}, {"low": None}, {"low": 3}]
+)
+def test_recorded_speeds_that_cannot_be_are_refused(
+    wrong: dict[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QHELPERS_CURRENT", json.dumps([str(tmp_path / "some-chapter")]))
+    (tmp_path / "some-chapter").mkdir()
+    one = {"name": "int8", "over": "float", **asdict(ratio()), **wrong}
+    (tmp_path / "some-chapter" / "speeds-some-chapter-one.json").write_text(json.dumps({"ratios": [one]}))
+    with pytest.raises(table.RowError, match=r"speeds-some-chapter-one.json is damaged .* run some-chapter again"):
+        table.read_speeds("some-chapter", "one")
 
 
 def test_recorded_speeds_come_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -181,16 +261,21 @@ def test_a_row_shows_what_was_lost_and_won() -> None:
         ("model", " "),
         ("size_mb", 0.0),
         ("size_mb", float("nan")),
-        ("speed", ratio(float("inf"))),
-        ("speed", ratio(2.0)),  # outside its interval
-        ("best", ratio(1.0, 1.1, 0.9)),
-        ("best", ratio(1.0, 0.0, 1.1)),
         ("best_float", ""),
         ("sqnr_db", float("nan")),
         ("metric", "accuracy"),
         ("value", 101.0),
         ("interval", (99.2, 99.5)),
         ("n", 0),
+        ("n", 10.5),
+        ("n", True),
+        ("paired", replace(GOOD["paired"], difference=float("nan"))),
+        ("paired", replace(GOOD["paired"], interval=(float("nan"), float("nan")))),
+        ("paired", replace(GOOD["paired"], p_value=7.0)),
+        ("paired", replace(GOOD["paired"], p_value="0.1")),
+        ("paired", replace(GOOD["paired"], lost=-3)),
+        ("paired", replace(GOOD["paired"], lost="x")),
+        ("paired", replace(GOOD["paired"], n=5)),
         ("agreement", 100.1),
         ("setting", ""),
     ],
@@ -227,7 +312,7 @@ def test_rows_of_a_chapter_that_is_not_current_are_refused(written: Path, monkey
         table.read_rows("some-chapter", ["float"])
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"rows": [{}]}', '{"rows": 3}', "[]", DAMAGED_ROW])
+@pytest.mark.parametrize("text", ["", "{}", '{"rows": [{}]}', '{"rows": 3}', "[]", *DAMAGED_ROWS])
 def test_a_damaged_file_is_named(text: str, written: Path) -> None:
     (written / "rows-some-chapter.json").write_text(text)
     with pytest.raises(table.RowError, match=r"rows-some-chapter.json is damaged .* run some-chapter again"):

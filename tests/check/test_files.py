@@ -218,6 +218,32 @@ def test_a_backend_that_the_runtime_lacks_is_named(
         files.load_pte(path)
 
 
+class Sum(nn.Module):
+    """It takes two inputs."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return left + 2 * right
+
+
+def test_a_file_of_executorch_is_run_with_all_its_inputs(tmp_path: Path) -> None:
+    from executorch.exir import to_edge_transform_and_lower
+
+    left, right = torch.ones(2, 3), torch.arange(6.0).reshape(3, 2).T
+    path = tmp_path / "sum.pte"
+    program = to_edge_transform_and_lower(torch.export.export(Sum(), (left, right.contiguous())))
+    path.write_bytes(program.to_executorch().buffer)
+    model = files.load_pte(path)
+    torch.testing.assert_close(model.run(left, right), left + 2 * right)
+    with pytest.raises(files.InputError, match=r"sum\.pte takes \(2, 3\), got \(2, 9\)\."):
+        model.run(left, torch.ones(2, 9))
+
+
+@pytest.mark.parametrize("suffix", [".pte", ".onnx"])
+def test_images_that_require_gradients_are_taken(suffix: str, path_of: Callable[[str], Path]) -> None:
+    model = LOADERS[suffix](path_of(suffix))
+    assert torch.equal(model(IMAGES.clone().requires_grad_()), model(IMAGES))
+
+
 # --- writing -----------------------------------------------------------------------------------------
 
 

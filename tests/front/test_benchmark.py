@@ -3,9 +3,12 @@
 import math
 import os
 import random
+import signal
+import sys
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,7 +53,7 @@ def test_every_round_has_an_order_of_its_own_and_a_seed_repeats_it() -> None:
         clock = Clock()
         candidates = {name: clock.candidate(name, lambda: 0.0) for name in "abcd"}
         compare(candidates, rounds=40, calls=1, warmup=0, seed=seed)
-        return clock.calls
+        return clock.calls[5:]  # behind one call of each that is not timed
 
     assert order(0) == order(0) != order(1)
     rounds = [order(0)[i : i + 10] for i in range(0, 400, 10)]  # five entrants, twice each
@@ -64,7 +67,7 @@ def test_the_baseline_takes_part_twice() -> None:
     compare(
         {"a": clock.candidate("a", lambda: 0.0), "b": clock.candidate("b", lambda: 0.0)}, rounds=5, calls=3, warmup=0
     )
-    assert (clock.calls.count("a"), clock.calls.count("b")) == (2 * 5 * 4, 5 * 4)
+    assert (clock.calls.count("a"), clock.calls.count("b")) == (2 * (5 * 4 + 1), 5 * 4 + 1)
 
 
 def test_cold_and_steady_are_told_apart(clock: Clock) -> None:
@@ -177,6 +180,30 @@ def test_an_unknown_candidate_is_refused_with_those_that_there_are() -> None:
         of_processes(1.0).ratio("c")
     with pytest.raises(BenchmarkError, match="no candidate 'c'"):
         of_processes(1.0).ratio("a", over="c")
+    for ask in (Comparison.steady_ms, Comparison.cold_ms, Comparison.__getitem__):
+        with pytest.raises(BenchmarkError, match="no candidate 'c'; there are a, b"):
+            ask(of_processes(1.0), "c")
+    with pytest.raises(BenchmarkError, match="no candidate 'c'; there are a, b"):
+        of_processes(1.0).fastest(["c"])
+    with pytest.raises(BenchmarkError, match="No candidate is named; there are a, b"):
+        of_processes(1.0).fastest([])
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [(2.0, 0.9, 1.1), (1.0, 1.1, 0.9), (1.0, 0.0, 1.1), (-1.0, -2.0, 1.1), (1.0, 0.9, math.inf), (math.nan, 0.9, 1.1)],
+)
+def test_an_impossible_ratio_is_refused(numbers: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match="A ratio needs 0 < low <= value <= high, all finite; got "):
+        benchmark.Ratio(*numbers, "range")
+    with pytest.raises(ValueError, match="noise nan"):
+        benchmark.Ratio(1.0, 1.0, 1.0, "range", math.nan)
+
+
+def test_rounding_does_not_lead_out_of_the_range_of_processes() -> None:
+    for hundredths in range(1, 100):
+        value = hundredths / 100
+        assert of_processes(value, value, value).ratio("b").value == value
 
 
 # --- fresh processes ---------------------------------------------------------------------------------
@@ -189,6 +216,23 @@ def in_a_process_of_its_own(parent: int, threads: int) -> None:
 
 def give_up() -> None:
     os._exit(3)
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FailsAt:
+    """Does its job until a call."""
+
+    def __init__(self, call: int, failure: Callable[[], object] = lambda: 1 // 0) -> None:
+        self.left, self.failure = call, failure
+
+    def __call__(self) -> Tensor:
+        self.left -= 1
+        if not self.left:
+            self.failure()
+        return torch.ones(2)
 
 
 def equals(model: Callable[[Tensor], Tensor], images: Tensor, expected: Tensor) -> Tensor:
@@ -229,21 +273,92 @@ def test_what_a_notebook_defines_goes_along() -> None:
 @pytest.mark.parametrize(
     ("candidate", "words"),
     [
-        (lambda: 1 // 0, "slow one fails in a fresh process: ZeroDivisionError"),
-        (give_up, "ended with 3"),
+        (lambda: 1 // 0, "In a fresh process, slow one fails: ZeroDivisionError"),
+        (FailsAt(2), "In a fresh process, slow one fails: ZeroDivisionError"),  # in the warm-up
+        (FailsAt(6), "In a fresh process, slow one fails: ZeroDivisionError"),  # while it is timed
+        (give_up, "The fresh process ended with exit code 3, in the first call of slow one: without a word."),
+        (be_killed, "The fresh process ended with signal 9, in the first call of slow one: without a word."),
+        (partial(sys.exit, "good bye."), "ended with exit code 1, in the first call of slow one: good bye."),
+        (FailsAt(2, give_up), "The fresh process ended with exit code 3: without a word."),
         ((i for i in ()).__next__, "slow one cannot be handed to a fresh process: "),
         (lambda: torch.ones(3), "slow one gives (3,), fast one gives (2,): they do not do the same job"),
     ],
 )
 def test_a_candidate_that_fails_in_its_process_is_named(candidate: Callable[[], object], words: str) -> None:
     with pytest.raises(BenchmarkError) as raised:
-        compare({"fast one": lambda: torch.ones(2), "slow one": candidate}, rounds=2, across_processes=1)
+        compare(
+            {"fast one": lambda: torch.ones(2), "slow one": candidate, "last one": lambda: torch.ones(2)},
+            rounds=2,
+            across_processes=1,
+        )
     assert words in str(raised.value)
 
 
-def test_candidates_with_outputs_of_other_shapes_are_refused() -> None:
-    with pytest.raises(BenchmarkError, match=r"b gives \(1, 3\), a gives \(1, 2\)"):
-        compare({"a": lambda: (torch.ones(1, 2), None), "b": lambda: torch.ones(1, 3)}, rounds=2)
+@pytest.mark.parametrize("call", [1, 6])  # in the warm-up, and while it is timed
+def test_a_candidate_that_fails_in_this_process_is_named(call: int) -> None:
+    with pytest.raises(BenchmarkError, match=r"^guilty fails: ZeroDivisionError: ") as raised:
+        compare({"a": lambda: torch.ones(2), "guilty": FailsAt(call), "b": lambda: torch.ones(2)}, rounds=2)
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+
+
+def test_a_candidate_may_print_bytes_that_are_no_text() -> None:
+    found = compare({"a": lambda: os.write(1, b"\xff") + os.write(2, b"\xff")}, rounds=2, across_processes=1)
+    assert found.names == ("a",)
+
+    def fail() -> None:
+        os.write(2, b"\xff\n")
+        os._exit(3)
+
+    with pytest.raises(BenchmarkError, match="exit code 3, in the first call of a: \ufffd"):
+        compare({"a": fail}, rounds=2, across_processes=1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ((torch.ones(1, 2), None), torch.ones(1, 3), r"b gives (1, 3), a gives (1, 2): they do not do the same job"),
+        ({"logits": torch.ones(2)}, {"logits": torch.ones(3)}, "b gives (3,), a gives (2,)"),
+        (torch.ones(2), np.ones(3), "b gives (3,), a gives (2,)"),
+        (torch.ones(2), None, "b gives no tensor, a gives (2,)"),
+        (None, torch.ones(2), "b gives (2,), a gives no tensor"),
+    ],
+)
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_candidates_with_outputs_of_other_shapes_are_refused(
+    first: object, second: object, words: str, warmup: int
+) -> None:
+    with pytest.raises(BenchmarkError) as raised:
+        compare({"a": lambda: first, "b": lambda: second}, rounds=2, warmup=warmup)
+    assert words in str(raised.value)
+
+
+def test_the_state_beside_an_output_may_be_shaped_otherwise() -> None:
+    compare({"lstm": lambda: (torch.ones(2), torch.ones(1, 5)), "loop": lambda: [torch.ones(2), torch.ones(5)]})
+
+
+@pytest.mark.parametrize("across_processes", [0, 1])
+def test_a_candidate_that_changes_what_the_others_run_under_is_named(across_processes: int) -> None:
+    before = torch.backends.quantized.engine, torch.get_num_threads()
+
+    def other_engine() -> None:
+        torch.backends.quantized.engine = "qnnpack"
+
+    def other_threads() -> None:
+        torch.set_num_threads(torch.get_num_threads() + 1)
+
+    try:
+        for change in (other_engine, other_threads):
+            torch.backends.quantized.engine = engines.default_engine()
+            with pytest.raises(BenchmarkError, match="b changes engine and threads from "):
+                compare({"a": lambda: None, "b": change}, rounds=2, across_processes=across_processes)
+    finally:
+        torch.backends.quantized.engine = before[0]
+        torch.set_num_threads(before[1])
+
+
+def test_a_candidate_cannot_have_the_second_copy_s_name() -> None:
+    with pytest.raises(ValueError, match="'a, second copy' is what the baseline's second copy is called"):
+        compare({"a": lambda: None, "a, second copy": lambda: None})
 
 
 @pytest.mark.parametrize(
@@ -255,6 +370,8 @@ def test_candidates_with_outputs_of_other_shapes_are_refused() -> None:
         ({"calls": 0}, "calls must be at least 1"),
         ({"across_processes": -1}, "across_processes cannot be negative"),
         ({"threads": 2}, "fresh processes only"),
+        ({"threads": 0, "across_processes": 1}, "threads must be at least 1; got 0."),
+        ({"threads": -1, "across_processes": 1}, "threads must be at least 1; got -1."),
     ],
 )
 def test_impossible_repetitions_are_rejected(arguments: dict[str, int], words: str) -> None:

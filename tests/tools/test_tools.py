@@ -482,6 +482,34 @@ def test_remeasuring_wants_intervals(measured_book: Path, capsys: pytest.Capture
         remeasure.main()
 
 
+def test_remeasuring_names_a_notebook_without_speeds(measured_book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds(run_notebooks.RESULTS / "one", inside=2.0)
+    monkeypatch.setattr("sys.argv", ["remeasure", "one", "tow"])
+    with pytest.raises(SystemExit, match=r"No speeds are recorded for tow; they are for one\."):
+        remeasure.main()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        '{"label": "one", "ratios": []}',
+        '{"label": "one", "processes": 5, "ratios": [{"name": "a", "over": "b", "value": 1, "low": 1, "high": 1}]}',
+    ],
+)
+def test_remeasuring_names_a_damaged_file(measured_book: Path, text: str) -> None:
+    (run_notebooks.RESULTS / "one").mkdir(parents=True)
+    (run_notebooks.RESULTS / "one" / "speeds-one.json").write_text(text)
+    with pytest.raises(SystemExit, match=r"speeds-one\.json is damaged or of another version .*make book PROCESSES=5"):
+        remeasure.main()
+
+
+def test_remeasuring_refuses_a_ratio_that_cannot_be(measured_book: Path) -> None:
+    speeds(run_notebooks.RESULTS / "one", inside=0.0)
+    with pytest.raises(SystemExit, match=r"speeds-one\.json is damaged .*A ratio needs 0 < low"):
+        remeasure.main()
+
+
 def test_make_package_builds_without_what_an_earlier_build_left() -> None:
     lines = dry_run("package")
     assert lines.index("rm -rf build/lib build/package") < lines.index("pip wheel")
