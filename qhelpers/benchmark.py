@@ -405,9 +405,10 @@ def do_job(folder: Path) -> None:
         candidates: dict[str, Candidate] = {}
         for name, file in job.pop("files").items():
             running.write_text(name, encoding="utf-8", errors="backslashreplace")
-            with _answering(name), torch.inference_mode():
-                candidates[name] = pickle.loads((folder / file).read_bytes())
-                candidates[name]()
+            with _answering(name):
+                candidates[name] = pickle.loads((folder / file).read_bytes())  # its tensors may be trained on
+                with torch.inference_mode():
+                    candidates[name]()
         running.unlink()
         times = _measure(candidates, progress=False, **job)
         answer: dict[str, Any] = {"steady": times.steady, "cold": times.cold}

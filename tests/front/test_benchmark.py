@@ -156,6 +156,18 @@ def test_processes_that_agree_still_do_not_know_another_occasion() -> None:
     assert ratio.high / ratio.low == pytest.approx(math.exp(2 * 1.959964 * benchmark.OCCASION_SD))
 
 
+def train(net: nn.Module, inputs: Tensor) -> None:
+    with torch.inference_mode(False):
+        net(inputs).sum().backward()
+
+
+def test_a_candidate_of_a_fresh_process_may_train() -> None:
+    with torch.random.fork_rng(devices=[]):
+        net = nn.Linear(4, 2)
+    found = compare({"a step": partial(train, net, torch.ones(2, 4))}, rounds=2, across_processes=1)
+    assert found.steady_ms("a step") > 0
+
+
 @pytest.mark.parametrize("processes", [1, 3, 5])
 def test_a_candidate_is_exactly_as_fast_as_itself(processes: int) -> None:
     table = of_processes(*[2.0] * processes)
