@@ -157,7 +157,7 @@ def of_eager(model: nn.Module, int8: nn.Module, *inputs: Any) -> Census:
 
 INTEGER = ("quantized::", "::_int_mm", "int8pack", "qlinear", "qconv", "quantized_lstm", "quantized_gru")
 CONVERTS = ("quantize_per_", "::dequantize", "::choose_qparams")
-PREPARES = ("dequantize", "_to_copy", "::to", "clone", "mul", "sub", "constant_pad")
+PREPARES = ("dequantize", "_to_copy", "to", "clone", "mul", "sub", "constant_pad")  # how names begin; not matmul
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -192,15 +192,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return output  # a view
         name = func.name().partition(".")[0]
         given = [*_flat((args, kwargs))]
-        weights = [
-            self._weights[one.untyped_storage().data_ptr()]
-            for one in given
-            if type(one) in (Tensor, nn.Parameter)
-            and _has_storage(one)
-            and one.untyped_storage().data_ptr() in self._weights
-        ]
-        prepares = any(part in name for part in PREPARES)
-        if weights and prepares and isinstance(output, Tensor):
+        weights = [known for one in given if (known := self._known(one))]
+        if weights and name.rpartition("::")[2].startswith(PREPARES) and isinstance(output, Tensor):
             self._know(output, weights[0][0], weights[0][1])
             return output
         self.kernels[name] += 1

@@ -121,6 +121,22 @@ def test_a_model_without_weights_is_refused() -> None:
         census.of_eager(nn.ReLU(), nn.ReLU(), IMAGE)
 
 
+class Product(nn.Module):
+    """A layer that multiplies by a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(4, 3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.table
+
+
+def test_a_product_is_a_use_and_no_preparation() -> None:
+    model = Product().eval()
+    assert census.of_eager(model, model, torch.ones(1, 4)).named("float") == ["table"]
+
+
 def test_a_weight_in_pieces_is_found() -> None:
     with torch.random.fork_rng(devices=[]):
         attention = nn.MultiheadAttention(8, 2)
