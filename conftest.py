@@ -35,6 +35,14 @@ def nothing_global_left_changed(
 
 
 @pytest.fixture
+def random_weights(nothing_global_left_changed: None) -> Iterator[None]:
+    """Networks of a test draw their weights, the same each time; the random state is restored."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
 def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty torch hub; returns where the published weights would lie."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))

@@ -123,11 +123,10 @@ class Comparison:
         rounds = [
             [base / own for base, own in zip(run.steady[over], run.steady[name], strict=True)] for run in self.processes
         ]
-        noise = self.noise_percent
         if len(rounds) == 1:
-            found = _bootstrapped(rounds[0], noise)
+            found = _bootstrapped(rounds[0], self.noise_percent)
         else:
-            found = _between_processes([median(one) for one in rounds], noise)
+            found = _between_processes([median(one) for one in rounds], self.noise_percent)
         return replace(found, low=1.0, high=1.0) if name == over else found
 
     def steady_ms(self, name: str) -> float:
@@ -176,11 +175,12 @@ class Comparison:
 
     @property
     def method(self) -> str:
-        """How it was measured, and the noise floor: two sentences to stand under a table."""
+        """How it was measured, and the noise floor: a few sentences to stand under a table."""
         count, rounds = len(self.processes), len(self.processes[0].steady[self.names[0]])
         where = f"{count} fresh processes" if count > 1 else "one process"
         return (
             f"{where}, {rounds} rounds in random order, {self.calls} calls a block; {self.setting}. "
+            "Ratios are taken round by round, so they need not equal the quotient of two columns. "
             f"In brackets: {self.ratio(self.names[-1]).kind}. "
             f"Two copies of {self.names[0]} differ by {self.noise_percent:.1f} %."
         )

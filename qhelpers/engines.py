@@ -56,6 +56,9 @@ def available_engines() -> list[str]:
 def default_engine() -> str:
     """The engine to choose on this machine: ``x86`` where the build has it, else ``qnnpack``.
 
+    Linux on 64-bit ARM has qnnpack, too, though PyTorch sets ``onednn`` there: emulated, qnnpack gave x86's bits, and
+    onednn, which adds in 16-bit fixed point, was less accurate (``make arm`` records it). Their speed was not measured.
+
     Raises:
         EngineError: if the build has no quantized engine at all.
 
@@ -63,9 +66,8 @@ def default_engine() -> str:
     True
     """
     engines = available_engines()
-    for name in ("x86", "qnnpack"):
-        if name in engines:
-            return name
+    if chosen := [name for name in ("x86", "qnnpack") if name in engines]:
+        return chosen[0]
     raise EngineError(f"This build of PyTorch has no quantized engine (it lists {engines}).")
 
 
@@ -95,8 +97,7 @@ def check_engine(name: str) -> str:
 def int8_instructions(capabilities: Mapping[str, Any] | None = None) -> list[str]:
     """The processor's vector instructions that matter for int8, strongest first.
 
-    Those in ``DOT_PRODUCT`` multiply int8 pairs and add them up in 32 bits, in one step; with the others, int8 takes
-    nearly as many instructions as float.
+    Those in ``DOT_PRODUCT`` multiply int8 pairs and add them up in one step; the others need nearly as many as float.
 
     Args:
         capabilities: as ``torch.cpu.get_capabilities`` gives them; if None, those of this machine.
@@ -123,8 +124,7 @@ def _capabilities() -> Mapping[str, Any]:
 def may_saturate(name: str, instructions: Collection[str]) -> bool:
     """Whether an engine's kernels may add int8 products in 16 bits on a processor, so that sums can be cut off.
 
-    qnnpack never does. FBGEMM, and the engine ``x86`` with it, needs AVX-512 VNNI to avoid it; oneDNN also uses
-    AVX-VNNI.
+    qnnpack never does. FBGEMM, and ``x86`` with it, needs AVX-512 VNNI to avoid it; oneDNN also uses AVX-VNNI.
 
     Args:
         name: of the engine.
@@ -284,46 +284,6 @@ def _revived(kind: type[nn.Module], state: Any) -> nn.Module:
     nn.Module.__init__(module)
     module.__setstate__(state)  # type: ignore[no-untyped-call]
     return module
-
-
-def require_matching_engine(model: nn.Module) -> nn.Module:
-    """Return the model if its qconfigs suit the engine that is set; call it before ``convert``.
-
-    The default qconfigs differ in one thing that an engine depends on: those of ``x86`` and ``fbgemm`` leave
-    one bit of the activations unused (``reduce_range``), because their kernels may add products in 16 bits;
-    those of ``qnnpack`` and ``onednn`` do not.
-
-    Raises:
-        EngineError: if a static qconfig was made for others. PyTorch says nothing.
-
-    >>> model = nn.Sequential(nn.Linear(2, 2))
-    >>> model.qconfig = torch.ao.quantization.get_default_qconfig("x86")
-    >>> with using_engine("qnnpack"):
-    ...     require_matching_engine(model)  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-        ...
-    qhelpers.engines.EngineError: The qconfig suits x86 or fbgemm (reduce_range=True), but ...
-    """
-    engine = torch.backends.quantized.engine
-    for module in model.modules():
-        wanted = _reduces_range(getattr(module, "qconfig", None))
-        if wanted is not None and wanted != REDUCES_RANGE.get(engine, wanted):
-            suits = " or ".join(name for name, value in REDUCES_RANGE.items() if value == wanted)
-            raise EngineError(
-                f"The qconfig suits {suits} (reduce_range={wanted}), but the engine is {engine}: "
-                f"set the engine, or take get_default_qconfig({engine!r})."
-            )
-    return model
-
-
-def _reduces_range(config: Any) -> bool | None:
-    make = getattr(config, "activation", None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about the very argument that is read here
-        observer = make() if make else None
-    observer = getattr(observer, "activation_post_process", observer)  # the one inside fake quantization
-    found: bool | None = getattr(observer, "reduce_range", None)
-    return found
 
 
 @cache

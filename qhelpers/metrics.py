@@ -3,11 +3,9 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from scipy import optimize, stats
+from scipy import optimize
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
@@ -177,62 +175,6 @@ def _tango(won: int, lost: int, n: int, z: float) -> float:
     return float(optimize.brentq(excess, -edge, edge, xtol=1e-10))
 
 
-def paired_values(first: Sequence[float], second: Sequence[float], unit: str = "bits") -> Paired:
-    """Compare two models by a value a topic or document of which less is better, such as bits a character, in pairs.
-
-    The interval of the mean difference is Student's, the p value that of the signed-rank test, exact up to 50 topics.
-    Source: Wilcoxon 1945, "Individual comparisons by ranking methods".
-
-    Args:
-        first: a value for each topic, usually the float model's.
-        second: the other model's, in the same order.
-        unit: of the values.
-
-    Raises:
-        ValueError: if the lengths differ, there are fewer than two topics, a value is no number, or none differs.
-
-    >>> print(paired_values([2.0, 2.1, 2.2, 2.4], [2.1, 2.2, 2.3, 2.3]))
-    +0.050 bits (-0.109 to +0.209); 3 lost, 1 won of 4, p = 0.62
-    """
-    if len(first) != len(second):
-        raise ValueError(f"Pairs need the same topics in the same order; got {len(first)} and {len(second)} values.")
-    gaps = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
-    if not np.isfinite(gaps).all():
-        raise ValueError(f"A paired test needs numbers; at place {int(np.argmin(np.isfinite(gaps)))} there is none.")
-    if len(gaps) < 2 or not gaps.any():
-        raise ValueError(f"A paired test needs two topics and values that differ; got {len(gaps)} with equal values.")
-    spread = stats.t.ppf([0.975, 0.95], len(gaps) - 1) * stats.sem(gaps)
-    return Paired(
-        lost=int((gaps > 0).sum()),
-        won=int((gaps < 0).sum()),
-        n=len(gaps),
-        difference=float(gaps.mean()),
-        interval=(float(gaps.mean() - spread[0]), float(gaps.mean() + spread[0])),
-        bound=float(gaps.mean() + spread[1]),
-        p_value=float(stats.wilcoxon(gaps, method="auto").pvalue),
-        unit=unit,
-    )
-
-
-def _count(
-    loader: Iterable[tuple[Tensor, Tensor]], hits: Callable[[Tensor, Tensor], Tensor], *used: Classifier
-) -> Share:
-    for model in used:
-        if isinstance(model, nn.Module):
-            guards.require_eval(model)
-    found = n = 0
-    with torch.inference_mode():
-        for images, labels in progress_bar(loader, doing="measuring", unit="batch"):
-            outcomes = hits(images, labels)
-            if outcomes.shape != (len(images),):
-                raise ValueError(f"{len(images)} images need as many answers; got {tuple(outcomes.shape)}.")
-            found += int(outcomes.sum())
-            n += len(images)
-    if n == 0:
-        raise ValueError("The loader yielded no image: there is nothing to measure.")
-    return Share(found, n)
-
-
 def top1(model: Classifier, loader: Iterable[tuple[Tensor, Tensor]]) -> Share:
     """How often the class with the highest logit is the label.
 
@@ -247,20 +189,19 @@ def top1(model: Classifier, loader: Iterable[tuple[Tensor, Tensor]]) -> Share:
     >>> print(top1(lambda x: x, [(torch.eye(4), torch.tensor([0, 1, 2, 0]))]))
     75.0 % (30.1 to 95.4, n = 4)
     """
-    return _count(loader, lambda images, labels: _right(model(images), labels), model)
-
-
-def agreement(one: Classifier, other: Classifier, loader: Iterable[Any]) -> Share:
-    """How often two models choose the same class, right or wrong.
-
-    Raises:
-        ValueError: if the loader is empty.
-        guards.GuardError: if a module is in training mode; its figures would be of another model.
-
-    >>> agreement(lambda x: x, lambda x: -x, [(torch.eye(2), None)]).percent
-    0.0
-    """
-    return _count(loader, lambda images, _: _right(one(images), other(images).argmax(1)), one, other)
+    if isinstance(model, nn.Module):
+        guards.require_eval(model)
+    hits = n = 0
+    with torch.inference_mode():
+        for images, labels in progress_bar(loader, doing="measuring", unit="batch"):
+            outcomes = _right(model(images), labels)
+            if outcomes.shape != (len(images),):
+                raise ValueError(f"{len(images)} images need as many answers; got {tuple(outcomes.shape)}.")
+            hits += int(outcomes.sum())
+            n += len(images)
+    if n == 0:
+        raise ValueError("The loader yielded no image: there is nothing to measure.")
+    return Share(hits, n)
 
 
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:

@@ -29,8 +29,8 @@ def room_of(path: Path) -> str:
 
 def modules(room: str) -> list[Path]:
     """The files of a room's modules, without its ``__init__``."""
-    folder = PACKAGE if room == FRONT else PACKAGE / room
-    return sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+    found = PACKAGE.glob("*.py") if room == FRONT else (PACKAGE / room).rglob("*.py")
+    return sorted(path for path in found if path.name != "__init__.py")
 
 
 def wrong_arrows(path: Path, code: str) -> list[str]:
@@ -53,8 +53,8 @@ def test_no_import_leads_back(room: str) -> None:
     [
         ("size.py", "from qhelpers.book import chapter"),
         ("size.py", "def f():\n    import qhelpers.tasks.digits"),
-        ("check/choose.py", "from qhelpers.tasks import networks"),
-        ("check/choose.py", "from qhelpers.book.figures import show"),
+        ("check/folding.py", "from qhelpers.tasks import networks"),
+        ("check/folding.py", "from qhelpers.book.figures import show"),
         ("tasks/digits.py", "import qhelpers.check.simulate as s"),
     ],
 )

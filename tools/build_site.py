@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
+from tools import copies, results
 from tools.check_site import problems
-from tools.common import BUILD, ROOT, files_below, hash_files, notebooks, toc_pages
-from tools.run_notebooks import EXECUTED, is_current
+from tools.common import BUILD, ROOT, SITE, commit, files_below, hash_files, notebooks, require_writable, toc_pages
+from tools.run_notebooks import EXECUTED, RESULTS, is_current, stamp_file
 
 STAGE = BUILD / "site"
-SITE = ROOT / "_build" / "html"
 STAMP = BUILD / "site.sha256"
 
 
@@ -50,6 +50,15 @@ def stage(
     shutil.copy(ROOT / "_toc.yml", folder / "_toc.yml")
 
 
+def turn_buttons(folder: Path) -> None:
+    """Let the buttons of what was staged lead to the copies, which only the published site has."""
+    path = folder / "_config.yml"
+    config = yaml.safe_load(path.read_text())
+    config["sphinx"]["local_extensions"] = {"site_buttons": str(Path(__file__).parent)}
+    config["sphinx"]["config"]["extensions"].append("site_buttons")  # the project's own list hides the former
+    path.write_text(yaml.safe_dump(config))
+
+
 def build(folder: Path | None = None, environment: dict[str, str] | None = None) -> Path:
     """Run jupyter-book with warnings as errors on what was staged; return the folder of the new site.
 
@@ -75,9 +84,15 @@ def check(new: Path) -> None:
         raise SystemExit("The new site was not published:\n" + "\n".join(found))
 
 
-def published_pages() -> str:
-    """Hash of the pages that stand in the site's place: another build may have written over them."""
-    return hash_files(SITE.rglob("*.html"))
+def published_files() -> str:
+    """Hash of the files that stand in the site's place: another build may have written over them."""
+    return hash_files(path for path in SITE.rglob("*") if path.is_file())
+
+
+def origins() -> str:
+    """What ``commit.txt`` says: the commit of the site, and those at which its notebooks were executed."""
+    executed = {json.loads(stamp_file(notebook).read_text()).get("commit", "unknown") for notebook in notebooks()}
+    return "".join(f"{line}\n" for line in [f"site {commit(ROOT)}", *(f"notebooks {at}" for at in sorted(executed))])
 
 
 def replace_site(new: Path) -> None:
@@ -93,21 +108,28 @@ def replace_site(new: Path) -> None:
 
 def main() -> None:
     """Build, check and publish, unless nothing has changed."""
+    require_writable(STAGE.parent, SITE.parent)
     stale = [notebook.stem for notebook in notebooks() if not is_current(notebook)]
     if stale:
         raise SystemExit(f"Run the notebooks first (make book does): {', '.join(stale)}.")
     inputs = [*files_below(ROOT / "book"), *files_below(EXECUTED), *files_below(ROOT / "tools")]
-    inputs += [ROOT / "_config.yml", ROOT / "_toc.yml", ROOT / "requirements.txt"]
+    inputs += RESULTS.rglob("*.json")
+    inputs += [ROOT / name for name in ("_config.yml", "_toc.yml", "requirements.txt", *copies.PACKED)]
+    inputs += files_below(ROOT / "qhelpers")
     digest = hash_files(inputs)
-    if STAMP.is_file() and STAMP.read_text() == f"{digest} {published_pages()}":
+    if STAMP.is_file() and STAMP.read_text() == f"{digest} {published_files()}":
         print("site: unchanged")
     else:
         STAMP.unlink(missing_ok=True)
         stage()
+        turn_buttons(STAGE)
         new = build()
+        copies.write(new)
         check(new)
+        (new / "commit.txt").write_text(origins())
+        results.write(new, RESULTS)
         replace_site(new)
-        STAMP.write_text(f"{digest} {published_pages()}")
+        STAMP.write_text(f"{digest} {published_files()}")
     print(f"The book: {SITE / 'index.html'}")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
 
-from tools.common import ROOT, toc_pages
+from tools.common import ROOT, repository_url, toc_pages
 
 # Elements that make a browser fetch something, with the attribute that names it. Links to click are fine.
 LOADS = {
@@ -25,6 +25,7 @@ LOADS = {
 ELSEWHERE = re.compile(r"^(https?:)?//", re.IGNORECASE)
 IN_STYLES = re.compile(r"(?:@import\s+|url\()\s*['\"]?(?:https?:)?//", re.IGNORECASE)
 SCRIPT_URL = re.compile(r"['\"](?:https?:)?//[^'\"]+\.(?:m?js|css|json|wasm)\b", re.IGNORECASE)
+ROLE = re.compile(r"\{(?:glue:text|term|cite:[pt])\}")
 FILE_HASH = re.compile(r"[0-9a-f]{16,}")
 SHORTEST_ALT = 15  # shorter alt texts name a thing, but do not say what it shows
 
@@ -46,6 +47,7 @@ def problems(site: Path, pages: list[Path]) -> list[str]:
             continue
         soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         found += [f"{page}: {problem}" for problem in [*_content(soup), *_figures(soup), *_requests(soup)]]
+        found += [f"{page}: {problem}" for problem in _buttons(soup, path)]
     for style in site.rglob("*.css"):
         if IN_STYLES.search(style.read_text(encoding="utf-8", errors="replace")):
             found.append(f"{style.relative_to(site)}: loads from another host")
@@ -59,6 +61,9 @@ def _content(soup: BeautifulSoup) -> Iterator[str]:
     if soup.select(".cell_output .stderr"):
         words = soup.select(".cell_output .stderr")[0].get_text().strip()[:120]
         yield f"shows standard error: {words}"
+    for part in soup.select("article p, article li, article td"):
+        if role := ROLE.search(part.get_text()):
+            yield f"shows a role as it is written: {role.group(0)}"
     if len(soup.select("article h1")) != 1:
         yield "does not have exactly one title"
 
@@ -76,6 +81,18 @@ def _figures(soup: BeautifulSoup) -> Iterator[str]:
         caption = figure.find("figcaption")
         if caption is None or not caption.get_text().strip():
             yield "a figure has no caption"
+
+
+def _buttons(soup: BeautifulSoup, path: Path) -> Iterator[str]:
+    for button in soup.select(".article-header-buttons a[href]"):
+        address = str(button["href"])
+        if ELSEWHERE.match(address):
+            if not repository_url():
+                yield f"a launch button, but repository.url in _config.yml is empty: {address}"
+        elif address.endswith(".ipynb") and "_sources/" in address and (path.parents[1] / "notebooks").is_dir():
+            yield f"a button leads to the chapter's source, not to its copy: {address}"
+        elif not (path.parent / address.split("#")[0]).is_file():
+            yield f"a button leads to a file that is not there: {address}"
 
 
 def _requests(soup: BeautifulSoup) -> Iterator[str]:

@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import re
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,9 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 SPEEDS_UNSEEN = {"QHELPERS_PROCESSES": "1"}  # the environment of a run whose speeds nobody looks at
+SITE = ROOT / "_build" / "html"  # the published one
 BUILD = ROOT / "build"  # not "_build": nbmake passes over paths that contain that
-LEFT_BY_USE = ("__pycache__", "qhelpers-results", "worksheet-results")  # the last two: of notebooks run where they lie
+LEFT_BY_USE = ("__pycache__", "qhelpers-results", "checked")  # the last two: of notebooks run where they lie
 
 
 def toc_pages(root: Path = ROOT) -> list[Path]:
@@ -22,6 +26,32 @@ def toc_pages(root: Path = ROOT) -> list[Path]:
     """
     toc = yaml.safe_load((root / "_toc.yml").read_text())
     return [_source(root, name) for name in _entries(toc)]
+
+
+def repository_url(root: Path = ROOT) -> str:
+    """Where the project lies on GitHub, from ``repository.url`` in ``_config.yml``; "" as long as it is nowhere.
+
+    Raises:
+        ValueError: for another host: Colab opens notebooks of GitHub only, and the site's address follows from it.
+    """
+    config = yaml.safe_load((root / "_config.yml").read_text())
+    address = str((config.get("repository") or {}).get("url") or "").rstrip("/").removesuffix(".git")
+    if address and not re.fullmatch(r"https://github\.com/[\w.-]+/[\w.-]+", address):
+        raise ValueError(
+            f"repository.url in _config.yml is {address}, but buttons and addresses are made for "
+            "https://github.com/OWNER/NAME only. Leave it empty for a site without a launch button."
+        )
+    return address
+
+
+def site_url(root: Path = ROOT) -> str:
+    """The site's address on GitHub Pages, with a slash at its end; "" without a repository."""
+    address = repository_url(root)
+    if not address:
+        return ""
+    owner, name = address.split("/")[-2:]
+    pages = f"{owner.lower()}.github.io"
+    return f"https://{pages}/" if name.lower() == pages else f"https://{pages}/{name}/"
 
 
 def _entries(node: Any) -> Iterator[str]:
@@ -75,3 +105,30 @@ def files_below(folder: Path) -> list[Path]:
         and not any(part.startswith(".") or part in LEFT_BY_USE for part in path.relative_to(folder).parts)
         and path.suffix not in (".pyc", ".part")
     ]
+
+
+def commit(root: Path = ROOT) -> str:
+    """The commit that is checked out, with ``-dirty`` behind it if tracked files differ; "unknown" outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    if not (root / ".git").exists():  # git would look further up, and find another project
+        return "unknown"
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def require_writable(*folders: Path) -> None:
+    """Make folders, and see that files can be written there, before anything runs for an hour.
+
+    Raises:
+        SystemExit: naming the folder, the cause and the cure.
+    """
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            reason = f"{folder} cannot be written: {(error.strerror or str(error)).lower()}."
+            raise SystemExit(f"{reason} Give it to the user who runs make, or remove it.") from error

@@ -6,6 +6,7 @@ Not followed: names that are put together at run time (``importlib``, f-strings)
 
 import ast
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,13 +28,14 @@ def _as_python(cell: str) -> str:
     return str(manager.transform_cell(cell))
 
 
-def imported_names(code: str) -> set[str]:
+@functools.cache  # every chapter reaches the same modules
+def imported_names(code: str) -> frozenset[str]:
     """Dotted names that Python code imports; ``from a import b`` gives ``a.b``, which may be no module.
 
     Raises:
         SyntaxError: if it is no Python.
     """
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -42,7 +44,14 @@ def imported_names(code: str) -> set[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import" in node.value:
             with contextlib.suppress(SyntaxError, ValueError):  # what is prose
                 found |= imported_names(node.value)
-    return found
+    return frozenset(found)
+
+
+@functools.cache
+def strings(code: str) -> frozenset[str]:
+    """The strings that Python code holds."""
+    nodes = ast.walk(ast.parse(code))
+    return frozenset(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
 def module_files(name: str, root: Path) -> list[Path]:
@@ -62,7 +71,7 @@ def reached_files(notebook: Path, root: Path) -> set[Path]:
     something is no Python, everything below ``qhelpers`` counts, and running the notebook will show why.
     """
     try:
-        return _follow(imported_names(code_of(notebook)), root)
+        return _follow(set(imported_names(code_of(notebook))), root)
     except (SyntaxError, ValueError):
         return set(files_below(root / "qhelpers"))
 
@@ -80,10 +89,9 @@ def _follow(todo: set[str], root: Path) -> set[Path]:
 
 def _data_beside(module: Path, code: str) -> Iterator[Path]:
     beside = {path.name: path for path in module.parent.iterdir() if not _is_code(path)}
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in beside:
-            path = beside[node.value]
-            yield from files_below(path) if path.is_dir() else [path]
+    for name in strings(code) & beside.keys():
+        path = beside[name]
+        yield from files_below(path) if path.is_dir() else [path]
 
 
 def _is_code(path: Path) -> bool:

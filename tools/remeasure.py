@@ -52,13 +52,16 @@ class Held:
         return f"{self.where}: {self.again:.3f}, printed {self.low:.3f} to {self.high:.3f}"
 
 
-def recorded(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """The ratios in a chapter's results, by table, candidate and rival.
+Ratios = dict[tuple[str, str, str], dict[str, Any]]
+
+
+def recorded(folder: Path, least_processes: int = 1) -> Ratios:
+    """The ratios in a chapter's results, by table, candidate and rival; each knows how many processes measured it.
 
     Raises:
-        SystemExit: if a table was measured by too few processes to give an interval, or its file is damaged.
+        SystemExit: if a table was measured by fewer processes than wanted, or its file is damaged.
     """
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    found: Ratios = {}
     for path in sorted(folder.glob("speeds-*.json")):
         try:
             processes, ratios = _read(path)
@@ -67,26 +70,26 @@ def recorded(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
                 f"{path.name} is damaged or of another version ({type(error).__name__}: {error}): "
                 f"make book PROCESSES=5 first."
             ) from error
-        if processes < benchmark.ENOUGH_PROCESSES and folder.is_relative_to(RESULTS):
+        if processes < least_processes:
             raise SystemExit(f"{path.name} was measured by {processes} processes: make book PROCESSES=5 first.")
         found |= ratios
     return found
 
 
-def _read(path: Path) -> tuple[int, dict[tuple[str, str, str], dict[str, Any]]]:
+def _read(path: Path) -> tuple[int, Ratios]:
     table = json.loads(path.read_text(encoding="utf-8"))
-    ratios: dict[tuple[str, str, str], dict[str, Any]] = {}
+    processes, ratios = int(table["processes"]), {}
     for ratio in table["ratios"]:
         benchmark.Ratio(ratio["value"], ratio["low"], ratio["high"], "")  # refuses what cannot be
         if not isinstance(ratio["printed"], bool):
             raise TypeError("printed must be true or false")
-        ratios[table["label"], ratio["name"], ratio["over"]] = ratio
-    return int(table["processes"]), ratios
+        key = (table["label"], ratio["name"], ratio["over"])
+        ratios[key] = {"label": table["label"], "processes": processes, **ratio}
+    return processes, ratios
 
 
-def held(chapter: str, before: Path, after: Path) -> tuple[list[Held], list[str]]:
-    """Each ratio with its second measurement; and those that only one of both runs has."""
-    first, second = recorded(before), recorded(after)
+def held(chapter: str, first: Ratios, second: Ratios) -> tuple[list[Held], list[str]]:
+    """Each printed ratio with its second measurement; and those that only one of both runs has."""
     pairs = [
         Held(
             f"{chapter}, {': '.join(key[:2])} over {key[2]}",
@@ -115,15 +118,15 @@ def main() -> int:
         raise SystemExit(f"No speeds are recorded for {', '.join(unknown)}; they are for {', '.join(stems) or 'none'}.")
     chosen = [path for path in chosen if not wanted or path.stem in wanted]
     pairs: list[Held] = []
-    for notebook in chosen:
-        recorded(RESULTS / notebook.stem)  # so that too few processes are met before anything runs
+    # Read before anything runs, so that too few processes are met then.
+    before = {path.stem: recorded(RESULTS / path.stem, benchmark.ENOUGH_PROCESSES) for path in chosen}
     for notebook in chosen:
         folder = AGAIN / notebook.stem
         code, seconds = run(notebook, folder, {"QHELPERS_PROCESSES": "1"})  # one fresh process
         if code:
             print(f"{notebook.stem}: FAILED")
             return 1
-        found, single = held(notebook.stem, RESULTS / notebook.stem, folder / "results")
+        found, single = held(notebook.stem, before[notebook.stem], recorded(folder / "results"))
         pairs += found
         out = [pair for pair in found if not pair.inside]
         print(f"{notebook.stem}: {len(found) - len(out)} of {len(found)} ratios inside; {seconds:.0f} s", flush=True)

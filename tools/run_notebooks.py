@@ -5,7 +5,9 @@ requirements, Python, PyTorch or the processor, the source of the published weig
 of the chapters before it. An executed copy replaces the previous one when it is complete, so a run that is cut off
 loses nothing.
 
-    python -m tools.run_notebooks [--force] [NOTEBOOK ...]
+    python -m tools.run_notebooks [--force] [--jobs N] [NOTEBOOK ...]
+
+One runs after another, since chapters measure time. With two jobs two run side by side, where nobody looks at speeds.
 """
 
 import argparse
@@ -18,11 +20,21 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from qhelpers import atomic, engines
 from qhelpers.book import chapter
-from tools.common import BUILD, ROOT, files_below, gathers_results, hash_files, notebooks
+from tools.common import (
+    BUILD,
+    ROOT,
+    commit,
+    files_below,
+    gathers_results,
+    hash_files,
+    notebooks,
+    require_writable,
+)
 from tools.imports import reached_files
 
 EXECUTED = BUILD / "executed"
@@ -106,7 +118,7 @@ def run(notebook: Path, folder: Path, extra_env: dict[str, str] | None = None) -
 
 def run_and_keep(notebook: Path) -> bool:
     """Run a notebook and, if it passes, let its copy and results replace the previous ones."""
-    before = project_hash(notebook)
+    before, at = project_hash(notebook), commit(ROOT)
     folder = BUILD / "running" / notebook.stem
     gathered = results_to_gather(notebook)
     handed = {"QHELPERS_CURRENT": json.dumps([*map(str, gathered)])} if gathers_results(notebook) else None
@@ -123,6 +135,7 @@ def run_and_keep(notebook: Path) -> bool:
         os.replace(folder / "results", RESULTS / notebook.stem)
     # A notebook may fill the hub cache itself; that must not make its copy stale.
     stamp = {"hash": f"{before} {weights_source()}", "seconds": round(seconds, 1), "has_results": has_results}
+    stamp["commit"] = at  # a copy serves later commits that change nothing for it; publishing asks for the same one
     stamp["processes"] = chapter.processes()  # a page that was measured by more of them serves those who want fewer
     atomic.write_text(stamp_file(notebook), json.dumps(stamp))
     return True
@@ -136,29 +149,39 @@ def remove_leftovers(current: list[Path]) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def bring_up_to_date(notebook: Path, force: bool) -> float | None:
+    """Run a notebook unless it is current, and say so; the seconds it took, None if it failed."""
+    if not force and is_current(notebook):
+        print(f"{notebook.stem}: unchanged, its executed copy is reused", flush=True)
+        return 0.0
+    if not run_and_keep(notebook):
+        print(f"{notebook.stem}: FAILED", flush=True)
+        return None
+    seconds = float(json.loads(stamp_file(notebook).read_text())["seconds"])
+    print(f"{notebook.stem}: executed in {seconds:.1f} s", flush=True)
+    return seconds
+
+
 def main() -> int:
     """Run what has to be run; print each notebook's time and the total."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--force", action="store_true", help="run all again")
+    parser.add_argument("--jobs", type=int, default=1, choices=(1, 2), help="how many run side by side")
     parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="only these, by name without ending")
     arguments = parser.parse_args()
     everything = notebooks()
     unknown = set(arguments.names) - {notebook.stem for notebook in everything}
     if unknown:
         parser.error(f"no such notebook: {', '.join(sorted(unknown))}")
+    require_writable(BUILD)
     remove_leftovers(everything)
     chosen = [notebook for notebook in everything if not arguments.names or notebook.stem in arguments.names]
-    failed, total = [], 0.0
-    for notebook in chosen:
-        if not arguments.force and is_current(notebook):
-            print(f"{notebook.stem}: unchanged, its executed copy is reused", flush=True)
-        elif run_and_keep(notebook):
-            seconds = json.loads(stamp_file(notebook).read_text())["seconds"]
-            total += seconds
-            print(f"{notebook.stem}: executed in {seconds:.1f} s", flush=True)
-        else:
-            failed.append(notebook.stem)
-            print(f"{notebook.stem}: FAILED", flush=True)
+    chapters = [notebook for notebook in chosen if not gathers_results(notebook)]  # they come first
+    with ThreadPoolExecutor(arguments.jobs) as side_by_side:
+        done = list(side_by_side.map(lambda notebook: bring_up_to_date(notebook, arguments.force), chapters))
+    done += [bring_up_to_date(notebook, arguments.force) for notebook in chosen[len(chapters) :]]
+    failed = [notebook.stem for notebook, seconds in zip(chosen, done, strict=True) if seconds is None]
+    total = sum(seconds or 0.0 for seconds in done)
     print(f"notebooks: {total:.1f} s in all{'; failed: ' + ', '.join(failed) if failed else ''}")
     return 1 if failed else 0
 

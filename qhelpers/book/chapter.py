@@ -2,6 +2,7 @@
 
 import contextlib
 import html
+import importlib.metadata
 import json
 import logging
 import os
@@ -17,6 +18,8 @@ import torch
 import torchvision
 
 from qhelpers import atomic, engines
+
+RUNTIMES = ("executorch", "onnxruntime", "torchao")  # whose versions decide figures, beside torch's
 
 
 def environment() -> str:
@@ -34,6 +37,19 @@ def environment() -> str:
     )
 
 
+def machine() -> dict[str, Any]:
+    """The processor, its instructions in words, and the versions that decide figures: what goes with results.
+
+    >>> list(machine())
+    ['processor', 'instructions', 'versions']
+    """
+    versions = {"Python": platform.python_version()}
+    for name in ("torch", "torchvision", *RUNTIMES):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {"processor": engines.cpu_name(), "instructions": instructions(), "versions": versions}
+
+
 def instructions() -> str:
     """The processor's instructions for int8 in words, or that they cannot be read.
 
@@ -47,10 +63,13 @@ def instructions() -> str:
 
 
 def start(seed: int = 0) -> None:
-    """Begin a chapter: seed PyTorch, quieten what the book explains once, print the environment line.
+    """Begin a chapter: seed PyTorch, quieten what the book explains once, print the environment line and keep it.
 
     The eager quantization API, its tensor types and TorchScript announce their end at every call, and
     ``torch.load`` warns about its own storage class. These warnings, and no others, are hidden.
+
+    Raises:
+        WriteError: if the results folder cannot be written, with what to do.
 
     >>> with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
     ...     start()  # doctest: +ELLIPSIS
@@ -63,6 +82,7 @@ def start(seed: int = 0) -> None:
     warnings.filterwarnings("ignore", message="Please use quant_min and quant_max")  # its own default qconfigs
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
     warnings.filterwarnings("ignore", message="`torch.jit", category=FutureWarning)
+    record("environment", machine())
     print(environment())
 
 

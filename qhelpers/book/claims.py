@@ -1,6 +1,7 @@
 """Verdicts on the statements of the source documents: settled in a chapter, gathered on one page."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -77,8 +78,11 @@ def claim_box(claim: dict[str, str], footer: str = "") -> str:
     )
 
 
-def settled() -> dict[str, dict[str, str]]:
+def settled(folders: Sequence[Path] | None = None) -> dict[str, dict[str, str]]:
     """The claims that the chapters have settled: id to record, in the order of the statements.
+
+    Args:
+        folders: where the chapters left their results; if None, those that this page may gather from.
 
     Raises:
         ClaimError: if a file among the results is no record of a claim.
@@ -87,7 +91,8 @@ def settled() -> dict[str, dict[str, str]]:
     {}
     """
     found = {}
-    for path in (path for folder in chapter.gathered_folders() for path in sorted(folder.glob("claim-*.json"))):
+    folders = chapter.gathered_folders() if folders is None else folders
+    for path in (path for folder in folders for path in sorted(folder.glob("claim-*.json"))):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             found[record["id"]] = {name: str(record[name]) for name in ("id", "measured", "verdict", "because")}

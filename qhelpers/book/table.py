@@ -386,7 +386,7 @@ def as_frame(rows: Sequence[Row], dated: bool = False) -> pd.DataFrame:
             f"{quality} (95 %)": f"{_shown(row, row.value)} ({low} to {high}){unit}",
             "difference to float (paired 95 %)": str(row.paired) if row.paired else "–",
             "SQNR in dB": "–" if row.sqnr_db is None else f"{row.sqnr_db:.1f}",
-            "engine": row.setting.rsplit("engine ", 1)[-1],
+            "engine or runtime": row.setting.rsplit("engine ", 1)[-1],
         }
         if dated:
             lines[row.model]["measured on"] = row.measured_on

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qhelpers import metrics
+from qhelpers.check import folding
 from qhelpers.check.repair import Equalization, correct_bias, equalize
 from qhelpers.check.simulate import (
     DiagnosisError,
@@ -152,6 +153,19 @@ def layer_sqnr(
     return {name: (metrics.sqnr_db(a, b), metrics.sqnr_db(a, c)) for name, (a, b, c) in joined.items()}
 
 
+def _of_norms(model: nn.Module, names: list[str]) -> str:
+    """What to do about batch norms: folding one that does not alone read its layer would change the float model."""
+    try:
+        first = [name for name in names if name in folding.foldable(model)]
+    except folding.NotFollowedError:
+        return "; int8 would have one folded that alone reads a convolution or Linear: fuse only such ones first"
+    if not first:
+        return "; not to be fused, since it does not alone read a convolution or Linear: it costs int8 conversions"
+    others = "; fusing another one would change the model" if len(first) < len(names) else ""
+    which = f" {', '.join(first[:3])}{', …' * (len(first) > 3)}" if others else ""
+    return f"; int8 would have it folded, so fuse{which} first{others}"
+
+
 def diagnose(
     model: nn.Module, loader: Iterable[Any], calibration_loader: Iterable[Any], scheme: Scheme | None = None
 ) -> Diagnosis:
@@ -180,7 +194,7 @@ def diagnose(
     for kind in sorted(set(layers.unknown.values())):
         names = [name or "the model itself" for name, its_kind in layers.unknown.items() if its_kind == kind]
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-        hint = "; int8 would have it folded, so fuse first" if "BatchNorm" in kind else ""
+        hint = _of_norms(model, names) if "BatchNorm" in kind else ""
         verdicts.append(f"Passed through in float: {kind} ({shown}){hint}.")
 
     def tried(words: str, one: Scheme) -> float:

@@ -8,7 +8,7 @@ what was wrong with an input.
 import contextlib
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ from torch import Tensor
 from qhelpers import atomic, engines, guards, metrics
 
 FORMATS = {".pte": "ExecuTorch", ".ptl": "lite interpreter", ".onnx": "ONNX"}
+ONNX_TYPES = {torch.float32: "float", torch.float64: "double", torch.float16: "float16", torch.uint8: "uint8"}
+ONNX_TYPES |= {torch.int8: "int8", torch.int32: "int32", torch.int64: "int64", torch.bool: "bool"}
 LEAST_SQNR_DB = 10.0  # a file whose outputs are further from what they should be is not kept
 
 
@@ -41,7 +43,8 @@ class Loaded:
 
     name: str  # of the file
     shape: tuple[int | None, ...] | None  # of its input; None for any size, or where only the runtime knows
-    run: Callable[..., Tensor]  # without these checks; a file of ExecuTorch takes all its inputs here
+    run: Callable[..., Tensor]  # the first output, without these checks; takes all inputs
+    outputs: Callable[..., tuple[Tensor, ...]]  # all of them
     again: Callable[[], "Loaded"] | None = None  # in another process it is loaded anew
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -69,9 +72,21 @@ def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
 def _wrong_shape(name: str, shape: Sequence[int], wanted: Sequence[int | None]) -> InputError:
     shown = ", ".join("any" if size is None else str(size) for size in wanted)
     hint = ""
-    if _fits(shape[1:], wanted[1:]):
+    if len(shape) == len(wanted) and _fits(shape[1:], wanted[1:]):
         hint = f" It was exported for a batch of {wanted[0]}: split the batch, or export a dynamic one."
     return InputError(f"{name} takes ({shown}), got {tuple(shape)}.{hint}")
+
+
+def _past_bound(name: str, shape: Sequence[int], most: Sequence[int]) -> InputError:
+    if _fits(shape[1:], most[1:]) and shape[0] > most[0]:
+        cure = "Split the batch, or export again with a larger max in torch.export.Dim."
+        return InputError(
+            f"{name} takes batches of up to {most[0]}, got {shape[0]}: its memory was planned for that bound. {cure}"
+        )
+    return InputError(
+        f"{name} takes at most ({', '.join(map(str, most))}), got {tuple(shape)};"
+        " only dimensions that were exported as dynamic may be smaller."
+    )
 
 
 # --- writing -----------------------------------------------------------------------------------------
@@ -147,7 +162,8 @@ def load_pte(path: Path, threads: int | None = None) -> Loaded:
     """Load a file of ExecuTorch with its runtime.
 
     Args:
-        path: the ``.pte`` file, with one float32 input and one output.
+        path: the ``.pte`` file, with tensors as inputs and outputs. What it is given is refused with an
+            :class:`InputError` where a size is not the file's, or is past its bound if it was exported as dynamic.
         threads: of the runtime, for this and every other file in the process; if None, as many as PyTorch has.
 
     Raises:
@@ -165,17 +181,18 @@ def load_pte(path: Path, threads: int | None = None) -> Loaded:
     from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
     from executorch.runtime import Runtime
 
-    with _listening():
+    with listening():
         _unsafe_reset_threadpool(threads or torch.get_num_threads())  # says so
     try:
-        with _listening() as said:
+        with listening() as said:
             program = Runtime.get().load_program(path)
     except RuntimeError as error:
         raise FileFormatError(f"{path.name} is cut off or damaged: {said.reason or error}") from error
     try:
-        with _listening() as said:
+        with listening() as said:
             method = program.load_method("forward")
             meta = program.metadata("forward")
+            wanted = [tuple(meta.input_tensor_meta(n).sizes()) for n in range(meta.num_inputs())]  # at most, if dynamic
     except RuntimeError as error:
         there = ", ".join(Runtime.get().backend_registry.registered_backend_names)
         raise ExportError(
@@ -183,19 +200,24 @@ def load_pte(path: Path, threads: int | None = None) -> Loaded:
         ) from error
     assert method is not None
 
-    def run(*inputs: Tensor) -> Tensor:
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        given = list(zip(inputs, wanted, strict=False))
         try:
-            with _listening() as said:
+            with listening() as said:
                 outputs: Sequence[Tensor] = method.execute([dense(value) for value in inputs])
         except RuntimeError as error:
-            for index, value in enumerate(inputs[: meta.num_inputs()]):
-                sizes = meta.input_tensor_meta(index).sizes()  # those of the file; the largest, if it is dynamic
-                if tuple(value.shape) != tuple(sizes):
-                    raise _wrong_shape(path.name, value.shape, sizes) from error
+            for value, sizes in given:
+                if tuple(value.shape) != sizes:
+                    static = "static tensor" in said.reason or value.ndim != len(sizes)
+                    refuse = _wrong_shape if static else _past_bound
+                    raise refuse(path.name, value.shape, sizes) from error
             raise ExportError(f"{path.name} failed: {said.reason or error}") from error
-        return outputs[0].clone()  # the runtime writes the next output to the same place
+        for value, sizes in given:  # the runtime counts the values, and takes a batch of 9 smaller images for 8
+            if any(size > most for size, most in zip(value.shape, sizes, strict=True)):
+                raise _past_bound(path.name, value.shape, sizes)
+        return tuple(one.clone() for one in outputs)  # the runtime writes the next ones to the same place
 
-    return Loaded(path.name, None, run, partial(load_pte, path.absolute(), threads))
+    return _loaded(path.name, None, run, partial(load_pte, path.absolute(), threads))
 
 
 def dense(value: Tensor) -> Tensor:
@@ -208,11 +230,17 @@ def dense(value: Tensor) -> Tensor:
     return value if channels_last else value.contiguous()
 
 
-def load_onnx(path: Path, threads: int | None = None) -> Loaded:
-    """Load an ONNX file with ONNX Runtime, on the CPU, with as many threads as PyTorch has if none is given.
+def load_onnx(path: Path, threads: int | None = None, settings: Mapping[str, str] | None = None) -> Loaded:
+    """Load an ONNX file with ONNX Runtime, on the CPU.
+
+    Args:
+        path: the ``.onnx`` file; its inputs are tensors.
+        threads: of the session; if None, as many as PyTorch has.
+        settings: entries of the session's configuration, by key.
 
     Raises:
         FileFormatError: if it is missing, cut off, damaged or no such file.
+        ExportError: if ONNX Runtime has no kernel for an operator that the file needs, or its sizes do not fit.
         GuardError: if ONNX Runtime is not installed.
 
     >>> load_onnx(Path("no-such-file.onnx"))
@@ -227,17 +255,30 @@ def load_onnx(path: Path, threads: int | None = None) -> Loaded:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own exception types have no common base
+        if "External data" in str(error):
+            words = "keeps its weights in a file of their own, which is missing beside it"
+            raise FileFormatError(f"{path.name} {words}: {guards.first_line(error)}") from error
+        if "NOT_IMPLEMENTED" in str(error) or "ShapeInferenceError" in str(error):
+            raise ExportError(f"{path.name} cannot be prepared: {guards.first_line(error)}") from error
         raise FileFormatError(f"{path.name} is cut off or damaged: {guards.first_line(error)}") from error
-    entry = session.get_inputs()[0]
-    shape = tuple(size if isinstance(size, int) else None for size in entry.shape)
+    takes = [(one.name, one.type) for one in session.get_inputs()]
+    entry = session.get_inputs()[0] if takes else None
+    shape = tuple(size if isinstance(size, int) else None for size in entry.shape) if entry else None
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {entry.name: images.detach().numpy()})[0])
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        given = [f"tensor({ONNX_TYPES.get(value.dtype, value.dtype)})" for value in inputs]
+        if given != [kind for _, kind in takes]:
+            wanted = ", ".join(f"{name} ({kind})" for name, kind in takes) or "nothing"
+            raise InputError(f"{path.name} takes {wanted}; it was given {', '.join(given) or 'nothing'}.")
+        fed = {name: value.detach().numpy() for (name, _), value in zip(takes, inputs, strict=True)}
+        return tuple(map(torch.from_numpy, session.run(None, fed)))
 
-    return Loaded(path.name, shape, run, partial(load_onnx, path.absolute(), threads))
+    return _loaded(path.name, shape, run, partial(load_onnx, path.absolute(), threads, settings))
 
 
 def load_lite(path: Path, engine: str | None = None, shape: Sequence[int | None] | None = None) -> Loaded:
@@ -267,13 +308,21 @@ def load_lite(path: Path, engine: str | None = None, shape: Sequence[int | None]
     except RuntimeError as error:
         raise FileFormatError(f"{path.name} is cut off or damaged: {guards.first_line(error)}") from error
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> tuple[Tensor]:
         with engines.using_engine(chosen):
-            outputs: Tensor = module(images)
-            return outputs
+            return (module(images),)
 
     fixed = None if shape is None else tuple(shape)
-    return Loaded(path.name, fixed, run, partial(load_lite, path.absolute(), chosen, fixed))
+    return _loaded(path.name, fixed, run, partial(load_lite, path.absolute(), chosen, fixed))
+
+
+def _loaded(
+    name: str,
+    shape: tuple[int | None, ...] | None,
+    run: Callable[..., tuple[Tensor, ...]],
+    again: Callable[[], Loaded],
+) -> Loaded:
+    return Loaded(name, shape, lambda *inputs: run(*inputs)[0], run, again)
 
 
 def _check_file(path: Path, wanted: str, is_one: Callable[[bytes], bool]) -> None:
@@ -296,15 +345,16 @@ def _refuse_format(path: Path, wanted: str, head: bytes) -> NoReturn:
 
 
 @dataclass
-class _Said:
+class Said:
     """What a block of the runtime's calls wrote to standard error."""
 
     reason: str = ""
 
 
 @contextlib.contextmanager
-def _listening() -> Iterator[_Said]:
-    said, caught = _Said(), io.StringIO()
+def listening() -> Iterator[Said]:
+    """Take what ExecuTorch's runtime writes to standard error; its first line is ``reason`` afterwards."""
+    said, caught = Said(), io.StringIO()
     try:
         with contextlib.redirect_stderr(caught):  # the runtime's C++ writes to Python's stream
             yield said

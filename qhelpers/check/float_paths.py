@@ -7,13 +7,10 @@ import importlib.metadata
 import inspect
 import io
 import logging
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +23,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from qhelpers import atomic, engines, guards, metrics
+from qhelpers.check import packages
 
 EAGER = "float eager, fused, channels_last"
 TORCHSCRIPT = "float TorchScript, frozen"
@@ -70,7 +68,7 @@ class Rivals:
             f"{name}: logits {self.sqnr_db[name]:.0f} dB from float." for name in LEAST_SQNR_DB if name in self.sqnr_db
         ]
         absent = [f"{name} ({why})" for name, why in self.missing.items()]
-        return " ".join([*near, f"Not here: {'; '.join(absent)}." if absent else "Every path is here."])
+        return " ".join([*near, f"Not here: {'; '.join(absent)}." if absent else "All paths were timed."])
 
     def __str__(self) -> str:
         lines = [f"{name}: {self.sqnr_db[name]:.0f} dB to float eager" for name in self.candidates]
@@ -152,7 +150,7 @@ def _prepared(model: nn.Module, inputs: Sequence[Tensor], folder: Path | str | N
     """The model with batch norms folded, and the folder of its files: absolute, as they are loaded again later."""
     root = Path(folder or Path(platformdirs.user_cache_dir("qhelpers")) / "rivals").resolve()
     try:
-        with _quiet():
+        with quiet():
             fused = fused_copy(model, *inputs)
             return fused, root / _key(fused, inputs)
     except Exception as error:  # some models hold what cannot be copied, or has no bytes
@@ -206,7 +204,7 @@ def _try(name: str, build: Callable[[], Run], files: Sequence[Path], expected: T
 def _attempt(name: str, build: Callable[[], Run], expected: Tensor, found: Rivals) -> str:
     """Why the path is no candidate; nothing if it has become one."""
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]):  # exporters draw numbers when they are first used
+        with quiet(), torch.random.fork_rng(devices=[]):  # exporters draw numbers when they are first used
             run = build()
         with torch.inference_mode():
             output = _first(run())
@@ -277,11 +275,13 @@ def _cast(values: Any, dtype: torch.dtype) -> Any:
 
 
 def _first(output: Any) -> Tensor:
-    while isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise RivalsError(f"The model's first output must be a tensor, got {type(output).__name__}.")
-    return output
+    """The first output that can be compared: numbers, and at least one."""
+    leaves = pytree.tree_leaves(output, is_leaf=lambda one: not isinstance(one, tuple | list))
+    numbers = [one for one in leaves if isinstance(one, Tensor) and one.is_floating_point() and one.numel()]
+    first = next(iter(numbers or leaves), output)
+    if not isinstance(first, Tensor):
+        raise RivalsError(f"The model's first output must be a tensor, got {type(first).__name__}.")
+    return first
 
 
 def _eager(model: nn.Module, inputs: Sequence[Tensor]) -> Run:
@@ -339,9 +339,9 @@ def using_threads(count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the warnings and logs of exporters and compilers, which announce all sorts of things."""
-    before = logging.root.manager.disable
+    before, handlers = logging.root.manager.disable, [*logging.root.handlers]
     logging.disable(logging.ERROR)
     silent = io.StringIO()
     try:
@@ -350,6 +350,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+        logging.root.handlers[:] = handlers  # a log without one makes one, which would write to what is thrown away
 
 
 def _version(package: str) -> str:
@@ -480,20 +481,7 @@ def open_compiled(path: Path, inputs: Sequence[Tensor]) -> Run:
 
 def open_pt2(path: Path, inputs: Sequence[Tensor]) -> Run:
     """A package that was compiled ahead of time."""
-    import torch._inductor as inductor
-
-    unpacked = tempfile.mkdtemp(prefix="unpacked-")  # by default it would stay in /tmp for ever
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = unpacked
-    try:
-        run = partial(inductor.aoti_load_package(str(path)), *inputs)
-    except Exception:
-        shutil.rmtree(unpacked, ignore_errors=True)
-        raise
-    finally:
-        os.environ.pop("TMPDIR") if before is None else os.environ.update(TMPDIR=before)
-    weakref.finalize(run, shutil.rmtree, unpacked, ignore_errors=True)
-    return run
+    return partial(packages.open_unchecked(path), *inputs)
 
 
 def open_onnx(path: Path, inputs: Sequence[Tensor]) -> Run:

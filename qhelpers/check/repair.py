@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node, Tracer
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.fx import Node, Tracer
 from torch.nn.modules.conv import _ConvNd
 
+from qhelpers.check import folding
 from qhelpers.check.simulate import (
     DiagnosisError,
     Scheme,
@@ -61,7 +61,7 @@ def equalize(model: nn.Module, passes: int = 10) -> tuple[nn.Module, Equalizatio
         passes: how often all pairs are gone through; each layer may belong to two.
 
     Raises:
-        UnfusedError: naming the batch norms that stand behind a layer.
+        UnfusedError: naming the batch norms that alone read a layer, and so have to be folded into it.
         NotTraceableError: if ``torch.fx`` cannot follow the model.
         NoLayersError, NotFiniteError: as :func:`qhelpers.check.simulate.find_layers`.
 
@@ -132,7 +132,7 @@ def _find_pairs(model: nn.Module, layers: dict[str, nn.Module]) -> tuple[list[Pa
     except Exception as error:  # whatever a model's own code raises when it is shown a proxy
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NotTraceableError(f"torch.fx cannot follow this {type(model).__name__}: {reason}") from error
-    _refuse_unfused(model, graph, layers)
+    _refuse_unfused(model)
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     owners = Counter(id(value) for module in model.modules() for value in module._parameters.values())
@@ -206,13 +206,8 @@ def _refusal(first: Any, second: Any, steps: tuple[str, ...]) -> str | None:
     return None if not steps and second.in_features == channels else elsewhere
 
 
-def _refuse_unfused(model: nn.Module, graph: Graph, layers: dict[str, nn.Module]) -> None:
-    unfused = [
-        str(node.target)
-        for node in graph.nodes
-        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), _BatchNorm)
-        if isinstance(node.args[0], Node) and node.args[0].target in layers
-    ]
+def _refuse_unfused(model: nn.Module) -> None:
+    unfused = [*folding.foldable(model)]
     if unfused:
         raise UnfusedError(
             f"{len(unfused)} batch norms are not folded into the layer before them ({', '.join(unfused[:3])}): call "

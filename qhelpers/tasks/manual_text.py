@@ -6,15 +6,17 @@ of Python, so the hash of the text that the committed model was trained on is re
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qhelpers import guards
+from qhelpers import guards, metrics
 
 Split = Literal["train", "validation", "test"]
 
@@ -204,3 +206,40 @@ def bits_per_character(model: Callable[..., Any], codes: Tensor, streams: int = 
     3.0
     """
     return float(character_bits(model, codes, streams, length).mean())
+
+
+def paired_values(first: Sequence[float], second: Sequence[float], unit: str = "bits") -> metrics.Paired:
+    """Compare two models by a value a topic or document of which less is better, such as bits a character, in pairs.
+
+    The interval of the mean difference is Student's, the p value that of the signed-rank test, exact up to 50 topics.
+    Source: Wilcoxon 1945, "Individual comparisons by ranking methods".
+
+    Args:
+        first: a value for each topic, usually the float model's.
+        second: the other model's, in the same order.
+        unit: of the values.
+
+    Raises:
+        ValueError: if the lengths differ, there are fewer than two topics, a value is no number, or none differs.
+
+    >>> print(paired_values([2.0, 2.1, 2.2, 2.4], [2.1, 2.2, 2.3, 2.3]))
+    +0.050 bits (-0.109 to +0.209); 3 lost, 1 won of 4, p = 0.62
+    """
+    if len(first) != len(second):
+        raise ValueError(f"Pairs need the same topics in the same order; got {len(first)} and {len(second)} values.")
+    gaps = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    if not np.isfinite(gaps).all():
+        raise ValueError(f"A paired test needs numbers; at place {int(np.argmin(np.isfinite(gaps)))} there is none.")
+    if len(gaps) < 2 or not gaps.any():
+        raise ValueError(f"A paired test needs two topics and values that differ; got {len(gaps)} with equal values.")
+    spread = stats.t.ppf([0.975, 0.95], len(gaps) - 1) * stats.sem(gaps)
+    return metrics.Paired(
+        lost=int((gaps > 0).sum()),
+        won=int((gaps < 0).sum()),
+        n=len(gaps),
+        difference=float(gaps.mean()),
+        interval=(float(gaps.mean() - spread[0]), float(gaps.mean() + spread[0])),
+        bound=float(gaps.mean() + spread[1]),
+        p_value=float(stats.wilcoxon(gaps, method="auto").pvalue),
+        unit=unit,
+    )

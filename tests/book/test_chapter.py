@@ -2,9 +2,12 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 
 from qhelpers import atomic
 from qhelpers.book import chapter
@@ -43,6 +46,14 @@ def test_environment_names_versions_cpu_threads_and_engine() -> None:
     assert re.match(
         r"Python 3\.\d+\.\d+, torch \d.*, torchvision \d[^\n]*\n.+ \(.+\), \d+ threads?, .* engine \w+$", line
     )
+
+
+def test_a_chapter_s_start_leaves_the_machine_beside_its_results(fresh_results: Path) -> None:
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), pd.option_context("display.max_colwidth", None):
+        chapter.start()
+    kept = json.loads((fresh_results / "environment.json").read_text())
+    assert set(kept["versions"]) == {"Python", "torch", "torchvision", "onnxruntime", "executorch", "torchao"}
+    assert f"{kept['processor']} ({kept['instructions']}), " in chapter.environment()
 
 
 def test_results_go_below_the_working_folder_or_where_the_variable_says(

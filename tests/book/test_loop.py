@@ -1,6 +1,5 @@
 """The training loop: what it refuses, where it stops, how it resumes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,7 @@ from qhelpers import guards
 from qhelpers.book import loop
 from qhelpers.tasks import checkpoints
 
-
-@pytest.fixture(autouse=True)
-def random_weights(nothing_global_left_changed: None) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("random_weights")
 
 
 def small_net() -> nn.Module:

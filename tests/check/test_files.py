@@ -5,7 +5,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -195,8 +197,26 @@ def test_a_file_of_executorch_for_several_batches_takes_them_up_to_its_largest(t
     path.write_bytes(to_edge_transform_and_lower(exported).to_executorch().buffer)
     model = files.load_pte(path)
     assert [len(model(IMAGES.repeat(n, 1, 1, 1))) for n in (1, 4)] == [1, 4]
-    with pytest.raises(files.InputError, match=r"takes \(4, 3, 8, 8\), got \(9, 3, 8, 8\)"):
+    past = r"takes batches of up to 4, got 9: its memory was planned for that bound\. Split the batch, or export again"
+    with pytest.raises(files.InputError, match=past):
         model(IMAGES.repeat(9, 1, 1, 1))
+    with pytest.raises(files.InputError, match=r"takes at most \(4, 3, 8, 8\), got \(2, 3, 9, 9\)"):
+        model(torch.ones(2, 3, 9, 9))
+    assert len(model(IMAGES.repeat(4, 1, 1, 1))) == 4  # a refusal leaves it usable
+
+
+def test_a_batch_past_the_bound_of_images_that_are_too_small_is_refused(tmp_path: Path) -> None:
+    """The runtime compares the number of values only: five images of 7 by 7 take less room than four of 8 by 8."""
+    from executorch.exir import to_edge_transform_and_lower
+
+    shapes = ({0: torch.export.Dim("batch", max=4)},)
+    exported = torch.export.export(nn.ReLU(), (IMAGES.repeat(2, 1, 1, 1),), dynamic_shapes=shapes)
+    path = tmp_path / "model.pte"
+    path.write_bytes(to_edge_transform_and_lower(exported).to_executorch().buffer)
+    model = files.load_pte(path)
+    past = r"takes at most \(4, 3, 8, 8\), got \(5, 3, 7, 7\); only dimensions that were exported as dynamic may be"
+    with pytest.raises(files.InputError, match=past):
+        model(torch.ones(5, 3, 7, 7))
 
 
 def test_an_engine_that_the_build_lacks_is_named_at_load_time(
@@ -389,3 +409,70 @@ with torch.inference_mode():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode != 0
     assert "InvalidCxxCompiler" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ((torch.ones(1, 3), torch.ones(1, 3)), r"takes .+, .+; it was given tensor\(float\)"),
+        ((torch.ones(1, 3).half(),), r"takes .+ \(tensor\(float16\)\); it was given tensor"),
+    ],
+)
+def test_an_onnx_file_with_other_inputs_says_what_it_takes(
+    inputs: tuple[Tensor, ...], words: str, tmp_path: Path
+) -> None:
+    model, path = Sum() if len(inputs) == 2 else nn.ReLU(), tmp_path / "a.onnx"
+    with torch.random.fork_rng(devices=[]):
+        torch.onnx.export(model, inputs, path, dynamo=True, verbose=False, external_data=False)
+    loaded = files.load_onnx(path)
+    with pytest.raises(files.InputError, match=words):
+        loaded(torch.ones(1, 3))
+
+
+def onnx_file(path: Path, inputs: list[Any]) -> Path:
+    """A file that gives the constant 1, whatever it takes."""
+    import onnx
+
+    one = onnx.numpy_helper.from_array(np.ones(1, np.float32), "one")
+    node = onnx.helper.make_node("Constant", [], ["y"], value=one)
+    output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([node], "g", inputs, [output])
+    onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 18)]), path)
+    return path
+
+
+def test_an_onnx_file_without_inputs_says_so(tmp_path: Path) -> None:
+    loaded = files.load_onnx(onnx_file(tmp_path / "a.onnx", []))
+    with pytest.raises(files.InputError, match=r"a\.onnx takes nothing; it was given tensor\(float\)"):
+        loaded(torch.ones(3))
+
+
+def test_another_number_of_dimensions_is_no_other_batch(tmp_path: Path) -> None:
+    import onnx
+
+    scalar = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [])
+    loaded = files.load_onnx(onnx_file(tmp_path / "a.onnx", [scalar]))
+    with pytest.raises(files.InputError, match=r"takes \(\), got \(3,\)\.$"):
+        loaded(torch.ones(3))
+
+
+def test_an_onnx_file_with_an_operator_that_has_no_kernel_is_not_called_damaged(tmp_path: Path) -> None:
+    import onnx
+
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.BFLOAT16, [1]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Mul", ["x", "x"], ["y"])], "g", [x], [y])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=opset), tmp_path / "a.onnx")
+    with pytest.raises(files.ExportError, match=r"a\.onnx cannot be prepared: .* Could not find an implementation for"):
+        files.load_onnx(tmp_path / "a.onnx")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_missing_external_data_are_named(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        model = nn.Linear(64, 64)
+        torch.onnx.export(model, (torch.ones(1, 64),), tmp_path / "a.onnx", dynamo=True, verbose=False)
+    (tmp_path / "a.onnx.data").unlink()
+    with pytest.raises(files.FileFormatError, match="keeps its weights in a file of their own, which is missing"):
+        files.load_onnx(tmp_path / "a.onnx")

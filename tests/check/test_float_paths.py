@@ -1,5 +1,6 @@
 """The float rivals of a model: each computes what the model does, or is named with the reason why it is not there."""
 
+import logging
 import pickle
 import subprocess
 import sys
@@ -403,6 +404,11 @@ def test_what_has_no_paths_is_refused_in_words(
     assert str(caught.value) == message
 
 
+def test_paths_are_compared_by_the_first_output_that_has_numbers() -> None:
+    model = Calls(lambda _, images: (images[:, :0], [images > 0, images], images + 1))
+    assert torch.equal(float_paths._expected(model.eval(), (IMAGES,)), IMAGES)
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [
@@ -425,3 +431,10 @@ def test_a_package_that_does_not_load_leaves_no_folder_behind(tmp_path: Path, mo
     with pytest.raises(RuntimeError, match="zip archive"):
         float_paths.open_pt2(tmp_path / "float-1.pt2", [])
     assert [path.name for path in tmp_path.iterdir()] == ["float-1.pt2"]
+
+
+def test_what_libraries_log_while_it_is_quiet_leaves_no_log_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with float_paths.quiet():
+        logging.warning("This makes a handler, which would write to what is thrown away, as would all logs after it.")
+    assert not logging.root.handlers

@@ -127,6 +127,15 @@ def test_the_table_says_how_it_was_measured() -> None:
         assert words in said
 
 
+def test_the_table_says_that_a_ratio_is_taken_in_each_round() -> None:
+    """A machine that slows down between two rounds changes the quotient of the medians, not the ratio."""
+    times = benchmark.Times({"a": [1.0, 4.0, 9.0], "b": [2.0, 3.0, 18.0], "a, second copy": [1.0, 4.0, 9.0]}, {})
+    found = benchmark.Comparison(("a", "b"), (times,), 1, "a CPU")
+    assert found.ratio("a", over="b").value == 2
+    assert found.steady_ms("b") / found.steady_ms("a") == 0.75
+    assert "Ratios are taken round by round, so they need not equal the quotient of two columns." in found.method
+
+
 # --- intervals between processes ---------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 
 from qhelpers import guards, metrics
@@ -30,11 +29,6 @@ def test_top1_over_several_batches() -> None:
     assert (share.hits, share.n) == (5, 6)
 
 
-def test_agreement_ignores_labels() -> None:
-    share = metrics.agreement(lambda x: x, lambda x: x + 1, [(torch.eye(3), torch.tensor([2, 2, 2]))])
-    assert share.percent == 100
-
-
 def test_nothing_to_measure_is_rejected() -> None:
     with pytest.raises(ValueError, match="no image"):
         metrics.top1(lambda x: x, [])
@@ -52,9 +46,8 @@ def test_sqnr_rejects_different_shapes() -> None:
 def test_a_model_in_training_mode_is_refused() -> None:
     batch = [(torch.eye(3), torch.tensor([0, 1, 2]))]
     model = torch.nn.Sequential(torch.nn.Dropout())
-    for measure in (lambda: metrics.top1(model, batch), lambda: metrics.agreement(lambda x: x, model, batch)):
-        with pytest.raises(guards.GuardError, match="training mode"):
-            measure()
+    with pytest.raises(guards.GuardError, match="training mode"):
+        metrics.top1(model, batch)
 
 
 # --- pairs -------------------------------------------------------------------------------------------
@@ -131,24 +124,6 @@ def test_answers_of_another_order_are_refused_if_the_caller_says_which() -> None
         metrics.paired(one, two, labels, ids=(order, order.flip(0)))
 
 
-def test_paired_values_agree_with_scipy() -> None:
-    first, second = [2.0, 2.1, 2.2, 2.4, 2.0], [2.1, 2.15, 2.35, 2.38, 2.3]
-    found = metrics.paired_values(first, second)
-    test = stats.ttest_rel(second, first)
-    assert found.interval == pytest.approx((test.confidence_interval().low, test.confidence_interval().high))
-    assert (found.lost, found.won, found.n) == (4, 1, 5)
-    assert found.bound == pytest.approx(stats.ttest_rel(second, first, alternative="less").confidence_interval().high)
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "words"),
-    [([1.0], [1.0, 2.0], "same topics"), ([1.0], [2.0], "needs two topics"), ([1.0, 2.0], [1.0, 2.0], "equal values")],
-)
-def test_values_that_are_no_pairs_are_refused(first: list[float], second: list[float], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        metrics.paired_values(first, second)
-
-
 LOGITS = torch.eye(4).repeat(3, 1)[:10]
 
 
@@ -166,10 +141,8 @@ def test_one_label_for_many_images_is_refused() -> None:
 
 
 def test_models_that_answer_another_number_of_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="Each answer needs one label"):
-        metrics.agreement(lambda x: x, lambda x: x[:1], [(LOGITS, None)])
     with pytest.raises(ValueError, match="10 images need as many answers; got \\(1,\\)"):
-        metrics.agreement(lambda x: x[:1], lambda x: x[:1], [(LOGITS, None)])
+        metrics.top1(lambda x: x[:1], [(LOGITS, torch.zeros(1))])
 
 
 @pytest.mark.parametrize("ids", [(range(10), range(9)), (range(2), range(2))])
@@ -181,16 +154,6 @@ def test_ids_of_another_number_are_refused(ids: tuple[range, range]) -> None:
 def test_ids_may_be_words() -> None:
     names = [f"image {i}" for i in range(10)]
     assert metrics.paired(LOGITS, LOGITS, torch.arange(10) % 5, (names, names)).n == 10
-
-
-@pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_values_that_are_no_numbers_are_refused(wrong: float) -> None:
-    with pytest.raises(ValueError, match="A paired test needs numbers; at place 1 there is none"):
-        metrics.paired_values([1.0, wrong, 2.0], [1.0, 1.0, 1.0])
-
-
-def test_equal_gaps_have_an_interval_without_width() -> None:
-    assert metrics.paired_values([1.0, 2.0, 3.0], [1.5, 2.5, 3.5]).interval == (0.5, 0.5)
 
 
 def test_sqnr_of_infinite_or_overwhelming_noise_is_a_number() -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from qhelpers.book import claims
-from tools.common import notebooks
+from tools.common import ROOT, notebooks
 from tools.imports import code_of, imported_names
 
 Cell = dict[str, Any]
-NOTEBOOKS = notebooks()
+TEMPLATE = ROOT / "book" / "template.ipynb"  # what a new chapter is copied from: no page, but held to the same rules
+NOTEBOOKS = [*notebooks(), TEMPLATE]
 MOST_LINES = 25  # of a cell that is read
 UNREAD = {"hide-input", "hide-cell", "remove-input", "remove-cell"}  # what the page folds away or leaves out
 # A number with a unit, or a factor: 3.6 MB, 12 ms, 98 %, 2.5 ×
@@ -138,7 +139,7 @@ def test_a_name_that_is_not_there_or_hides_a_module_is_found(fault: str) -> None
 def test_names_in_prose_exist(path: Path) -> None:
     modules = modules_of(ast.parse(code_of(path)))
     prose = "\n".join(source(cell) for cell in cells(path, "markdown"))
-    before_the_move = "models|data|nets|text|reports|compare|plots|training|export|worksheet|sheet_checks|onepager"
+    before_the_move = "models|data|nets|text|reports|compare|plots|training|export|sheet_checks|onepager|choose|page"
     named = re.findall(rf"`({'|'.join([*modules, before_the_move])})\.(\w+)", prose)
     assert not [f"{module}.{name}" for module, name in named if not hasattr(modules.get(module), name)]
 
@@ -254,6 +255,11 @@ def test_an_exercise_rejects_its_stub(path: Path, stub: str, solution: str, chec
         run_cells(path, stub, check)
 
 
+def test_the_template_of_a_chapter_runs_and_is_no_page(one_thread: None) -> None:
+    run_cells(TEMPLATE, *(source(cell) for cell in cells(TEMPLATE, "code")))
+    assert TEMPLATE not in notebooks()
+
+
 @pytest.mark.parametrize(
     "prose", ["It takes 3.6 MB.", "It is 2.5 times faster.", "98 % are right", "about 12 ms each", "loses 3 points"]
 )
@@ -264,6 +270,50 @@ def test_the_check_of_prose_finds_numbers(prose: str) -> None:
 @pytest.mark.parametrize("prose", ["{glue:text}`mb` MB", "`3.6 MB`", "three times", "8-bit", "int8 × 2", "V1", "4 s8"])
 def test_the_check_of_prose_lets_the_rest_pass(prose: str) -> None:
     assert not unglued(prose)
+
+
+STATUS = "```{include} status.md\n```"
+OLD = re.compile(r"eager|\bFX\b|torch\.ao|quantize_dynamic|prepare_fx|quint8")
+ENDS = re.compile(r"deprecat|announced|to be removed|will be removed|removed in|184982|2259|[Ss]tay (?:on|with) eager")
+
+
+def said_again(prose: str) -> list[str]:
+    """Sentences and table cells that say what the box of ``book/status.md`` says."""
+    sentences = re.split(r"(?<=[.:;])\s|\s\|\s", prose.replace(STATUS, ""))
+    return [one.strip() for one in sentences if OLD.search(one) and ENDS.search(one)]
+
+
+@every_notebook
+def test_chapters_of_eager_mode_and_fx_say_their_status_once(path: Path) -> None:
+    prose = "\n".join(source(cell) for cell in cells(path, "markdown"))
+    old = any(re.match(r"torch\.(ao\.)?quantization\b|torch\.ao$", name) for name in imported_names(code_of(path)))
+    assert prose.count(STATUS) == int(old)
+    assert not said_again(prose)
+
+
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "Eager mode is fine. FX is deprecated.",
+        "Stay on eager mode for a model that runs.",
+        "| `quantize_dynamic` | deprecated |\n| `torch.ao.quantization` will be removed |",
+        "See pytorch issue 184982 on quint8.",
+    ],
+)
+def test_a_second_word_on_the_status_is_found(prose: str) -> None:
+    assert said_again(prose)
+    assert not said_again("TorchScript is deprecated. Eager mode and FX run.")
+    assert not said_again(STATUS)
+
+
+def test_the_status_box_says_when_it_was_read_and_links_what_to_write_instead() -> None:
+    box = (ROOT / "book" / "status.md").read_text()
+    references = (ROOT / "book" / "references.bib").read_text()
+    assert re.search(r"read on \d+ \w+ \d{4}", box)
+    assert all(f"{{{key}," in references for key in re.findall(r"\{cite:p\}`(\w+)`", box))
+    linked = re.findall(r"\]\(([a-z0-9-]+\.ipynb)\)", box)
+    assert {"dynamic-quantization.ipynb", "eager-to-pt2e.ipynb", "mobile-export.ipynb"} <= set(linked)
+    assert all((ROOT / "book" / name).is_file() for name in linked)
 
 
 def test_the_quantizer_for_arm_gets_one_scale_for_each_channel(one_thread: None) -> None:

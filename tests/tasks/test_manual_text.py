@@ -1,9 +1,11 @@
 """The text task: its split, its vocabulary, and what it refuses."""
 
+import math
 import sys
 
 import pytest
 import torch
+from scipy import stats
 
 from qhelpers.tasks import manual_text, networks
 
@@ -80,3 +82,31 @@ def test_the_language_model_predicts_its_text() -> None:
     codes = manual_text.encode(manual_text.text_corpus("test"))[:8000]
     bits = manual_text.bits_per_character(networks.load_language_model(), codes)
     assert bits < (2.1 if manual_text.is_recorded_text() else 3.5)
+
+
+def test_paired_values_agree_with_scipy() -> None:
+    first, second = [2.0, 2.1, 2.2, 2.4, 2.0], [2.1, 2.15, 2.35, 2.38, 2.3]
+    found = manual_text.paired_values(first, second)
+    test = stats.ttest_rel(second, first)
+    assert found.interval == pytest.approx((test.confidence_interval().low, test.confidence_interval().high))
+    assert (found.lost, found.won, found.n) == (4, 1, 5)
+    assert found.bound == pytest.approx(stats.ttest_rel(second, first, alternative="less").confidence_interval().high)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [([1.0], [1.0, 2.0], "same topics"), ([1.0], [2.0], "needs two topics"), ([1.0, 2.0], [1.0, 2.0], "equal values")],
+)
+def test_values_that_are_no_pairs_are_refused(first: list[float], second: list[float], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        manual_text.paired_values(first, second)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_values_that_are_no_numbers_are_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match="A paired test needs numbers; at place 1 there is none"):
+        manual_text.paired_values([1.0, wrong, 2.0], [1.0, 1.0, 1.0])
+
+
+def test_equal_gaps_have_an_interval_without_width() -> None:
+    assert manual_text.paired_values([1.0, 2.0, 3.0], [1.5, 2.5, 3.5]).interval == (0.5, 0.5)

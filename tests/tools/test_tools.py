@@ -14,11 +14,12 @@ from qhelpers import engines
 from qhelpers.book import chapter
 from tools import (
     build_site,
-    check_arm_like,
     check_offline,
+    check_qnnpack_only,
     check_repeat,
     check_site,
     common,
+    copies,
     imports,
     remeasure,
     run_notebooks,
@@ -192,6 +193,23 @@ def test_force_runs_again(
     assert capsys.readouterr().out.count("one: executed in") == 2
 
 
+def test_two_jobs_run_two_notebooks_side_by_side(
+    small_book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toc = small_book / "_toc.yml"
+    toc.write_text(toc.read_text() + "- file: book/two\n")
+    wait = "while not there.exists():\n    time.sleep(0.05); assert time.time() < end, 'the other one does not run'"
+    for own, other in (("one", "two"), ("two", "one")):
+        begin = (
+            f"import time, pathlib; here, there = (pathlib.Path({str(small_book)!r}) / n for n in ({own!r}, {other!r}))"
+        )
+        code = notebook(f"{begin}\nend = time.time() + 60\nhere.touch()\n{wait}")
+        (small_book / "book" / f"{own}.ipynb").write_text(code)
+    monkeypatch.setattr(sys, "argv", ["run_notebooks", "--jobs", "2"])
+    assert run_notebooks.main() == 0
+    assert capsys.readouterr().out.count("executed in") == 2
+
+
 def test_a_failing_notebook_fails_and_keeps_the_previous_copy(
     small_book: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,7 +307,8 @@ def small_site(small_book: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The small book's tools for building, with the notebook run."""
     monkeypatch.setattr(build_site, "notebooks", lambda: common.notebooks(small_book))
     monkeypatch.setattr(build_site, "toc_pages", lambda: common.toc_pages(small_book))
-    monkeypatch.setattr(build_site, "EXECUTED", small_book / "build" / "executed")
+    for name in ("EXECUTED", "RESULTS"):
+        monkeypatch.setattr(build_site, name, getattr(run_notebooks, name))
     monkeypatch.setattr(build_site, "STAGE", small_book / "build" / "site")
     monkeypatch.setattr(build_site, "STAMP", small_book / "build" / "site.sha256")
     monkeypatch.setattr(build_site, "SITE", small_book / "_build" / "html")
@@ -304,13 +323,27 @@ def small_site(small_book: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
     )
     (small_book / "tools").mkdir()
+    for name in (*copies.PACKED, "requirements.txt"):
+        shutil.copy(PROJECT / name, small_book)
+    monkeypatch.setattr(copies, "ROOT", small_book)
+    monkeypatch.setattr(copies, "EXECUTED", small_book / "build" / "executed")
+    monkeypatch.setattr(copies, "notebooks", lambda: common.notebooks(small_book))
+    monkeypatch.setattr(copies, "build_wheel", lambda folder: shutil.copy(PROJECT / "LICENSE", folder / "q.whl"))
     run_notebooks.main()
     return small_book
+
+
+WITH_AND_WITHOUT = ("one.ipynb", "cleared/one.ipynb")  # outputs
 
 
 def test_a_site_is_published_once_and_then_reused(small_site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build_site.main()
     assert "42" in (small_site / "_build" / "html" / "book" / "one.html").read_text()
+    assert 'href="../notebooks/one.ipynb"' in (small_site / "_build" / "html" / "book" / "one.html").read_text()
+    copied = [(small_site / "_build" / "html" / "notebooks" / name).read_text() for name in WITH_AND_WITHOUT]
+    assert ["42" in copied[0], "42" in copied[1]] == [True, False]
+    assert (small_site / "_build" / "html" / "commit.txt").read_text() == "site unknown\nnotebooks unknown\n"
+    assert json.loads((small_site / "_build" / "html" / "results.json").read_text())["chapters"] == {}
     build_site.main()
     assert "site: unchanged" in capsys.readouterr().out
     (small_site / "_build" / "html" / "book" / "one.html").write_text("written over by another build")
@@ -322,7 +355,7 @@ def test_what_lint_jupyter_and_a_reader_leave_beside_the_notebooks_is_no_part_of
     small_site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build_site.main()
-    for folder in (".ruff_cache", ".ipynb_checkpoints", "worksheet-results", "qhelpers-results"):
+    for folder in (".ruff_cache", ".ipynb_checkpoints", "checked", "qhelpers-results"):
         (small_site / "book" / folder).mkdir()
         (small_site / "book" / folder / "left.md").write_text("# Left here")
     capsys.readouterr()
@@ -370,6 +403,7 @@ def test_a_good_page_has_no_problem(tmp_path: Path) -> None:
         ("A cat on a sofa, asleep.", "", "no useful alt text"),
         ("A cat on a sofa, asleep.", "../_images/0a1b2c3d4e5f60718293a4b5c6d7e8f9.png", "no useful alt text"),
         ("<figcaption>Cat.</figcaption>", "<figcaption> </figcaption>", "no caption"),
+        ("</h1>", "</h1><p>in <code>{glue:text}</code>ms``</p>", "shows a role as it is written: {glue:text}"),
         ("<figure>", "<svg role='img' aria-label='A cat on a sofa, asleep.'></svg><figure>", "outside a figure"),
         ("</article>", "</article><script src='https://cdn.example/x.js'></script>", "another host"),
         ("</article>", "</article><link rel='stylesheet' href='//cdn.example/x.css'>", "another host"),
@@ -399,30 +433,36 @@ def test_missing_pages_and_style_sheets_of_others_are_found(tmp_path: Path) -> N
 def dry_run(*arguments: str, folder: Path = common.ROOT) -> str:
     """What make would do in a fresh clone."""
     command = ["make", "--dry-run", "VENV=/nowhere/venv", *arguments]
-    # What an outer make hands down (make test FORCE=1 runs these tests) is not for this one.
-    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "FORCE", "TORCH_INDEX")
+    # What an outer make hands down (make test FORCE=1 runs these tests), or a shell exports, is not for this one.
+    settings = re.findall(r"^(\w+) \?=", (folder / "Makefile").read_text(), re.MULTILINE)
+    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", *settings)
     env = {name: value for name, value in os.environ.items() if name not in outer}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, env=env).stdout
 
 
 def test_make_book_installs_executes_and_builds_in_this_order() -> None:
-    lines = dry_run("book")
-    steps = ["-m venv", "pip install --quiet -r requirements.txt", "pip check", "run_notebooks", "build_site"]
-    positions = [lines.index(step) for step in steps]
+    lines = dry_run("book", "TORCH_INDEX=https://nowhere")
+    steps = ["-m venv", f"--index-url https://nowhere {PIN}", "pip install --quiet -r requirements.txt", "pip check"]
+    positions = [lines.index(step) for step in [*steps, "run_notebooks", "build_site"]]
     assert positions == sorted(positions)
-    assert "--index-url" not in lines
-
-
-def test_torch_index_fetches_torch_and_torchvision_there_first() -> None:
-    lines = dry_run("book", "TORCH_INDEX=https://download.pytorch.org/whl/cpu")
-    composed = f"/nowhere/venv/bin/pip install --index-url https://download.pytorch.org/whl/cpu {PIN}"
-    assert composed in lines
-    assert lines.index(composed) < lines.index("-r requirements.txt")
 
 
 def test_make_test_forces_on_demand() -> None:
-    assert "run_notebooks --force" in dry_run("test", "FORCE=1")
+    assert "run_notebooks --jobs 1 --force" in dry_run("test", "FORCE=1")
+    assert "run_notebooks --jobs 2" in dry_run("test", "JOBS=2")
     assert "--force" not in dry_run("test")
+
+
+def test_settings_of_the_shell_do_not_reach_a_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"JOBS": "7", "PROCESSES": "1", "FORCE": "1", "PORT": "1", "LOCKED": "1"}
+    settings["TORCH_INDEX"] = "https://nowhere"
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    lines = dry_run("test")
+    assert "run_notebooks --jobs 1" in lines
+    assert "--force" not in lines
+    assert "https://nowhere" not in lines
+    assert "--require-hashes" not in lines
 
 
 def test_make_repeat_takes_the_whole_book_and_executes_it_first() -> None:
@@ -433,7 +473,8 @@ def test_make_repeat_takes_the_whole_book_and_executes_it_first() -> None:
 def test_make_hands_the_number_of_processes_to_the_chapters() -> None:
     assert "tools.remeasure" in dry_run("remeasure")
     makefile = (common.ROOT / "Makefile").read_text()
-    assert "PROCESSES ?= 2\nexport QHELPERS_PROCESSES := $(PROCESSES)" in makefile
+    assert "\nPROCESSES ?= 2\n" in makefile
+    assert "\nexport QHELPERS_PROCESSES := $(PROCESSES)\n" in makefile
 
 
 def speeds(folder: Path, processes: int = 5, **ratios: float) -> None:
@@ -510,25 +551,20 @@ def test_remeasuring_refuses_a_ratio_that_cannot_be(measured_book: Path) -> None
         remeasure.main()
 
 
+def test_make_differs_hands_on_what_was_published() -> None:
+    assert "tools.differs 'a file.json'" in dry_run("differs", "PUBLISHED=a file.json")
+
+
 def test_make_package_builds_without_what_an_earlier_build_left() -> None:
     lines = dry_run("package")
-    assert lines.index("rm -rf build/lib build/package") < lines.index("pip wheel")
-    assert "--no-deps --no-build-isolation --wheel-dir build/package ." in lines
+    assert lines.index("rm -rf build/package") < lines.index("-m tools.copies build/package")
 
 
-def test_make_test_runs_what_measures_time_alone() -> None:
-    lines = dry_run("test").splitlines()
-    beside = next(line for line in lines if "--numprocesses 2" in line)
-    assert '-m "not alone"' in beside
-    alone = next(line for line in lines if "-m alone" in line)
-    assert "--numprocesses" not in alone
-
-
-def test_requirements_pin_everything_and_end_with_the_project() -> None:
-    lines = [line for line in (common.ROOT / "requirements.txt").read_text().splitlines() if line.strip()]
+def test_requirements_pin_everything_and_name_the_project() -> None:
+    lines = (common.ROOT / "requirements.txt").read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]
-    assert pins[-1] == "-e ."
-    assert all(line.count("==") == 1 for line in pins[:-1])
+    assert pins[0] == "-e ."
+    assert all(re.match(r"[\w.-]+==[\w.]+( ; .+)?$", line) for line in pins[1:])
     assert set(PIN.split()) <= set(pins)
 
 
@@ -709,16 +745,16 @@ def test_a_notebook_that_loads_no_weights_is_refused(small_book: Path, monkeypat
         check_offline.check(small_book / "book" / "one.ipynb", "refused")
 
 
-# --- as on ARM ---------------------------------------------------------------------------------------
+# --- qnnpack only -------------------------------------------------------------------------------------
 
 
-def arm_like(code: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(PROJECT / "tools" / "arm_like")}
+def qnnpack_only(code: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(PROJECT / "tools" / "qnnpack_only")}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=PROJECT)
 
 
-def test_hiding_leaves_the_engines_of_arm_and_macos() -> None:
-    done = arm_like(
+def test_hiding_leaves_qnnpack_and_no_engine() -> None:
+    done = qnnpack_only(
         "import torch; from qhelpers import engines\n"
         "print(torch.backends.quantized.supported_engines, torch.backends.quantized.engine, engines.default_engine())"
     )
@@ -727,13 +763,13 @@ def test_hiding_leaves_the_engines_of_arm_and_macos() -> None:
 
 @pytest.mark.parametrize("engine", ["x86", "fbgemm", "onednn"])
 def test_a_hidden_engine_cannot_be_set(engine: str) -> None:
-    done = arm_like(f"import torch; torch.backends.quantized.engine = {engine!r}")
+    done = qnnpack_only(f"import torch; torch.backends.quantized.engine = {engine!r}")
     assert f"quantized engine {engine} is not supported" in done.stderr
 
 
-def test_the_arm_like_check_notices_that_nothing_was_hidden(
+def test_the_check_with_one_engine_notices_that_nothing_was_hidden(
     small_book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(check_arm_like, "BUILD", small_book / "build")
-    assert check_arm_like.check([small_book / "book" / "one.ipynb"]) == ["one"]
-    assert "one, x86 engines hidden: FAILED" in capsys.readouterr().out
+    monkeypatch.setattr(check_qnnpack_only, "BUILD", small_book / "build")
+    assert check_qnnpack_only.check([small_book / "book" / "one.ipynb"]) == ["one"]
+    assert "one, other engines hidden: FAILED" in capsys.readouterr().out

@@ -1,7 +1,9 @@
-"""Loaded by every Python process whose PYTHONPATH names this folder: it hides PyTorch's x86 engines.
+"""Loaded by every Python process whose PYTHONPATH names this folder: it hides all engines of PyTorch but qnnpack.
 
-What is left is what the wheels for ARM and macOS have: ``['qnnpack', 'none']``. The processor stays what it is, so
-the kernels that run are qnnpack's for x86; whatever chooses an engine meets the choice that it would meet there.
+What is left is the list of a build without oneDNN and FBGEMM, ``['qnnpack', 'none']``, as PyTorch 2.2.2 printed it on a
+Mac with Apple silicon (pytorch issue 123507). Wheels for Linux on ARM have ``['qnnpack', 'onednn']``, as
+``experiments/arm_emulated.py`` records. The processor stays what it is, so the kernels that run are qnnpack's for x86;
+only the choice of an engine is that of such a build.
 """
 
 import importlib.abc

@@ -1,9 +1,10 @@
-"""Run notebooks where only the engine of ARM and macOS wheels is left, and make a good page of each.
+"""Run notebooks where qnnpack is the only engine, and make a good page of each.
 
-The x86 engines are hidden from every process (``tools/arm_like``): chapters must choose through ``default_engine``,
-and leave out, with a word, what needs an engine that is not there.
+The other engines are hidden from every process (``tools/qnnpack_only``), on this machine and its processor, so it says
+nothing about ARM: chapters must choose through ``default_engine``, and leave out, with a word, what needs an engine
+that is not there.
 
-    python -m tools.check_arm_like [NOTEBOOK ...]
+    python -m tools.check_qnnpack_only [NOTEBOOK ...]
 """
 
 import argparse
@@ -22,9 +23,9 @@ PROOF = "quantized engine qnnpack"  # in the line that every chapter prints firs
 
 def check(chosen: list[Path]) -> list[str]:
     """Run the notebooks, build the book around them, and return the names of those that fail."""
-    folder = BUILD / "arm-like"
+    folder = BUILD / "qnnpack-only"
     shutil.rmtree(folder, ignore_errors=True)
-    path = os.pathsep.join([str(Path(__file__).parent / "arm_like"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parent / "qnnpack_only"), os.environ.get("PYTHONPATH", "")])
     failed, copies = [], {}
     for notebook in chosen:
         code, seconds = run(notebook, folder / notebook.stem, {"PYTHONPATH": path, **SPEEDS_UNSEEN})
@@ -33,7 +34,7 @@ def check(chosen: list[Path]) -> list[str]:
         if not good:
             failed.append(notebook.stem)
         copies[notebook.stem] = copy
-        print(f"{notebook.stem}, x86 engines hidden: {'passed' if good else 'FAILED'}, {seconds:.0f} s", flush=True)
+        print(f"{notebook.stem}, other engines hidden: {'passed' if good else 'FAILED'}, {seconds:.0f} s", flush=True)
     if not failed:
         stage(copies)
         check_pages(build())
@@ -46,7 +47,7 @@ def main() -> int:
     parser.add_argument("notebooks", nargs="*", type=Path)
     chosen = parser.parse_args().notebooks or [path for path in notebooks() if not gathers_results(path)]
     failed = check(chosen)
-    print(f"{len(chosen)} notebooks with the x86 engines hidden; failed: {', '.join(failed) or 'none'}")
+    print(f"{len(chosen)} notebooks with the other engines hidden; failed: {', '.join(failed) or 'none'}")
     return 1 if failed else 0
 
 

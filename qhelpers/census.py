@@ -6,7 +6,7 @@ that a kernel takes are compared with those of the float model.
 """
 
 import itertools
-from collections import Counter
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 INT8, FLOAT, ABSENT, FOLDED = "int8", "float", "absent", "folded"
-LIKE = 0.5  # mean cosine of two weights' rows from which on they are taken for one
 UNPACKED = "its int8 weights are unpacked and multiplied in float"
+LIKE = 0.5  # mean cosine of two weights' rows from which on they are taken for one
 
 
 class CensusError(ValueError):
@@ -34,12 +33,14 @@ class Used:
         weight: in float, in the layout of that runtime.
         int8: whether the kernel multiplies in integers.
         why: if it does not, although the weight is kept as int8.
+        name: of the weight there, if it has one; it decides between layers whose weights are equal.
     """
 
     kernel: str
     weight: Tensor
     int8: bool
     why: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def require_int8(census: Census) -> Census:
     >>> require_int8(Census((Layer("fc", "Linear", FLOAT, "addmm"),)))
     Traceback (most recent call last):
         ...
-    qhelpers.check.census.CensusError: Quantized nothing: 0 of 1 layers in int8; float: fc; 0 conversions.
+    qhelpers.census.CensusError: Quantized nothing: 0 of 1 layers in int8; float: fc; 0 conversions.
     """
     if not census.named(INT8):
         raise CensusError(f"Quantized nothing: {census.summary}.")
@@ -129,133 +130,20 @@ def taken(model: nn.Module, used: Iterable[Used], kernels: Mapping[str, int], co
     return Census(tuple(layers), kernels, conversions)
 
 
-def of_eager(model: nn.Module, int8: nn.Module, *inputs: Any) -> Census:
-    """The census of a model in eager mode or FX, from the operators that PyTorch dispatches in one call.
-
-    Args:
-        model: the float model.
-        int8: the quantized one.
-        inputs: for one call.
-
-    Raises:
-        CensusError: if the float model has no weights.
-
-    >>> from torch.ao.quantization import quantize_dynamic
-    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
-    >>> print(of_eager(net, quantize_dynamic(net, {"2"}, dtype=torch.qint8), torch.ones(1, 4)))
-    0  float   Linear, aten::linear
-    2  int8    Linear, quantized::linear_dynamic
-    1 of 2 layers in int8; float: 0; 0 conversions
-    """
-    watch = _Watch(int8)
-    with torch.inference_mode(), watch:
-        int8(*inputs)
-    return taken(model, watch.used, watch.kernels, watch.conversions)
-
-
-# --- watching PyTorch --------------------------------------------------------------------------------
-
-INTEGER = ("quantized::", "::_int_mm", "int8pack", "qlinear", "qconv", "quantized_lstm", "quantized_gru")
-CONVERTS = ("quantize_per_", "::dequantize", "::choose_qparams")
-PREPARES = ("dequantize", "_to_copy", "to", "clone", "mul", "sub", "constant_pad")  # how names begin; not matmul
-
-
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the operators that run inside, and which weights of a model they take."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.used: list[Used] = []
-        self.kernels: Counter[str] = Counter()
-        self.conversions = 0
-        self._weights: dict[int, tuple[Tensor, bool]] = {}  # by storage: in float, and whether it is kept as integers
-        self._alive: list[Tensor] = []  # so that no storage is used twice
-        for tensor in [*model.parameters(), *model.buffers()]:
-            for part, value in _parts(tensor):
-                self._know(part, value, not part.is_floating_point())
-
-    def _know(self, tensor: Tensor, value: Tensor, integers: bool) -> None:
-        self._alive.append(tensor)
-        self._weights[tensor.untyped_storage().data_ptr()] = (value, integers)
-
-    def _known(self, value: Any) -> tuple[Tensor, bool] | None:
-        plain = type(value) in (Tensor, nn.Parameter) and _has_storage(value)
-        return self._weights.get(value.untyped_storage().data_ptr()) if plain else None
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if any(issubclass(kind, Tensor) and kind not in (Tensor, nn.Parameter) for kind in types):
-            return NotImplemented  # its own operators are what runs
-        output = func(*args, **(kwargs or {}))
-        if self._known(output):
-            return output  # a view
-        name = func.name().partition(".")[0]
-        given = [*_flat((args, kwargs))]
-        weights = [known for one in given if (known := self._known(one))]
-        if weights and name.rpartition("::")[2].startswith(PREPARES) and isinstance(output, Tensor):
-            self._know(output, weights[0][0], weights[0][1])
-            return output
-        self.kernels[name] += 1
-        changes = getattr(output, "dtype", None) != getattr(given[0], "dtype", None)  # dequantize leaves floats alone
-        self.conversions += changes and any(part in name for part in CONVERTS)
-        integer = any(part in name for part in INTEGER)
-        for value, integers in weights:
-            self.used.append(Used(name, value, integer, UNPACKED if integers and not integer else ""))
-        for packed in given:
-            if isinstance(packed, torch.ScriptObject):
-                for weight in _unpacked(packed):
-                    kept = weight.is_quantized
-                    self.used.append(Used(name, weight.dequantize() if kept else weight.float(), kept))
-        return output
-
-
-def _parts(tensor: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """A tensor, or those inside a quantized subclass such as torchao's, each with its value in float."""
-    if type(tensor) in (Tensor, nn.Parameter):
-        if _has_storage(tensor):
-            yield tensor.detach(), tensor.detach().float()
-        return
-    value = tensor.dequantize().detach().float()
-    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
-    for name in names:
-        inner = getattr(tensor, name)
-        if isinstance(inner, Tensor) and inner.numel() * 2 >= value.numel():  # two 4-bit numbers share a byte
-            for part, _ in _parts(inner):
-                yield part, value
-
-
-def _flat(values: Any) -> Iterator[Any]:
-    if isinstance(values, dict):
-        values = [*values.values()]
-    if isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _flat(value)
-    else:
-        yield values
-
-
-def _has_storage(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.untyped_storage().data_ptr() != 0
-
-
-def _unpacked(packed: torch.ScriptObject) -> Iterator[Tensor]:
-    """The weights inside a packed parameter of PyTorch's quantized operators, or inside a cell's."""
-    if hasattr(packed, "unpack"):
-        yield packed.unpack()[0]
-        return
-    for part in _flat(packed.__getstate__()):
-        if isinstance(part, torch.ScriptObject):
-            yield from _unpacked(part)
-
-
 # --- knowing a layer by its weights ------------------------------------------------------------------
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, tuple[str, Tensor]]]:
+    """Weights by the name of their layer; a layer that computes its weight from others counts with the result."""
     for path, module in model.named_modules():
-        for name, value in module._parameters.items():
-            if value is not None and "bias" not in name and (name == "weight" or value.ndim > 1):
+        if "parametrizations" in path.split("."):
+            continue
+        own = {name: value for name, value in module._parameters.items() if value is not None}
+        computed = getattr(module, "weight", None)
+        if "weight" not in own and isinstance(computed, Tensor):  # parametrized, or with weight_norm of old
+            own = {"weight": computed} | {name: value for name, value in own.items() if not name.startswith("weight")}
+        for name, value in own.items():
+            if "bias" not in name and (name == "weight" or value.ndim > 1):
                 shown = path if name == "weight" else f"{path}.{name}".lstrip(".")
                 yield shown or "the model itself", (type(module).__name__, value.detach().float())
 
@@ -264,13 +152,18 @@ def _matched(ours: Mapping[str, tuple[str, Tensor]], theirs: list[Used]) -> dict
     """For each name the use of its weight: one for each, all together as alike as can be."""
     theirs, weights = _different(theirs), {name: weight for name, (_, weight) in ours.items()}
     names, found = [*ours], {}
-    scores = torch.zeros(len(names), len(theirs))
-    for i, (kind, weight) in enumerate(ours.values()):
+    scores = torch.zeros(len(names), len(theirs), dtype=torch.double)
+    alike = torch.zeros_like(scores)
+    for i, (name, (kind, weight)) in enumerate(ours.items()):
         for j, one in enumerate(theirs):
-            same_kind = kind.lower() in one.kernel.lower()  # decides where two layers share a weight
-            scores[i, j] = _likeness(weight, one.weight) + 0.001 * same_kind
+            alike[i, j] = _likeness(weight, one.weight)
+            # Where weights are equal: the name, then the kind of layer, then the order in which they are used.
+            scores[i, j] = (
+                alike[i, j] + 0.01 * _same_name(name, one.name) + 0.001 * (kind.lower() in one.kernel.lower())
+            )
+            scores[i, j] -= 1e-4 * abs(i / len(names) - j / len(theirs))
     for i, j in zip(*linear_sum_assignment(scores, maximize=True), strict=True):
-        if scores[i, j] >= LIKE:
+        if alike[i, j] >= LIKE:
             found[names[i]] = theirs[j]
     found |= _only_choice(weights, theirs, found)
     for name in names:
@@ -289,7 +182,7 @@ def _only_choice(ours: Mapping[str, Tensor], theirs: list[Used], found: Mapping[
     pairs = {}
     for name in left:
         size = ours[name].numel()
-        same = [one for one in free if one.weight.numel() == size]
+        same = [one for one in free if one.weight.numel() == size and one.weight.ndim > 1]  # a bias is no weight
         if len(same) == 1 and sum(ours[other].numel() == size for other in left) == 1:
             pairs[name] = same[0]
     return pairs
@@ -300,7 +193,7 @@ def _different(used: list[Used]) -> list[Used]:
     kept: dict[tuple[Any, ...], Used] = {}
     for one in used:
         digest = hash(one.weight.contiguous().numpy().tobytes())
-        kept.setdefault((one.kernel, one.int8, tuple(one.weight.shape), digest), one)
+        kept.setdefault((one.kernel, one.int8, tuple(one.weight.shape), digest, one.name), one)
     return [*kept.values()]
 
 
@@ -316,21 +209,45 @@ def _in_pieces(weight: Tensor, theirs: list[Used]) -> Used | None:
     return None
 
 
+def _same_name(layer: str, weight: str) -> bool:
+    """Whether a weight is named for a layer, in whatever way a format spells names.
+
+    >>> _same_name("layers.1.fc", "p_layers_1_fc_weight_quantized"), _same_name("layers.1.fc", "layers.11.fc.weight")
+    (True, False)
+    """
+    wanted, given = (f"_{re.sub('[^0-9A-Za-z]+', '_', name)}_" for name in (layer, weight))
+    return wanted in given
+
+
 def _likeness(one: Tensor, other: Tensor) -> float:
     """Mean absolute cosine of two weights' rows, in the layout that makes it largest; 0 if none fits.
 
-    Rows are output channels; their factors do not count, since batch norms are folded into them.
+    Rows are output channels; their factors do not count, since batch norms are folded into them. A norm's weight has no
+    rows, and has to be equal.
     """
     if one.numel() != other.numel():
         return 0.0
-    one, other = one.squeeze(), other.squeeze()
     if one.ndim < 2:
-        return float(one.shape == other.shape and bool((one - other).norm() <= 0.05 * one.norm()))
+        return float(one.shape == other.squeeze().shape and bool((one - other.squeeze()).norm() <= 0.05 * one.norm()))
+    if other.ndim < 2:  # a bias
+        return 0.0
+    one, other = one.squeeze(), other.squeeze()
+    if one.ndim < 2:  # one row, or one column; vectors that have nothing in common may be a little alike
+        cosine = _mean_cosine(nn.functional.normalize(one.reshape(1, -1)), other.reshape(1, -1))
+        return cosine if cosine > 0.9 else 0.0
     layouts = {
         order
         for order in itertools.permutations(range(other.ndim))
         if tuple(other.shape[axis] for axis in order) == tuple(one.shape)
     }
-    rows = nn.functional.normalize(one.flatten(1))
-    others = [nn.functional.normalize(other.permute(order).flatten(1)) for order in layouts]
-    return max((float((rows * turned).sum(1).abs().mean()) for turned in others), default=0.0)
+    rows, turned = nn.functional.normalize(one.flatten(1)), [other.permute(order).flatten(1) for order in layouts]
+    if len(rows) % 4 == 0:  # ONNX has the gates of an LSTM in another order
+        turned += [one.reshape(4, -1, one.shape[1])[[0, 2, 3, 1]].reshape(one.shape) for one in turned]
+    return max((_mean_cosine(rows, layout) for layout in turned), default=0.0)
+
+
+def _mean_cosine(rows: Tensor, others: Tensor) -> float:
+    """Of the rows that are not zero on both sides; 1 if all are."""
+    others = nn.functional.normalize(others)
+    counts = rows.any(1) | others.any(1)
+    return float((rows * others).sum(1).abs()[counts].mean()) if counts.any() else 1.0

@@ -1,0 +1,193 @@
+"""Guards of eager mode and FX, for mistakes that PyTorch passes over in silence or reports obscurely."""
+
+import difflib
+import warnings
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.ao import quantization as tq
+from torch.ao.quantization import FakeQuantizeBase
+from torch.ao.quantization.quantization_mappings import get_default_dynamic_quant_module_mappings
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qhelpers import engines, guards
+
+
+def float_layers(model: nn.Module) -> dict[str, int]:
+    """The layers that still hold weights in float, and how many weights each.
+
+    Biases and normalization vectors do not count: they stay in float in every workflow.
+
+    Returns:
+        Name of the module to the number of its own float parameters with two or more dimensions.
+
+    >>> float_layers(tq.quantize_dynamic(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(2, 2))))
+    {'0': 12}
+    """
+    found = {}
+    for name, module in model.named_modules():
+        own = (p for p in module.parameters(recurse=False) if p.ndim >= 2 and type(p.data) is Tensor)
+        if weights := sum(p.numel() for p in own if p.is_floating_point()):
+            found[name] = weights
+    return found
+
+
+def check_dynamic_spec(model: nn.Module, spec: Collection[Any]) -> Collection[Any]:
+    """Return ``qconfig_spec`` if each of its names and types will be quantized dynamically.
+
+    Args:
+        model: the float model.
+        spec: module names and types, as a set or as the keys of a dict of qconfigs.
+
+    Raises:
+        guards.GuardError: for a name that does not exist (the nearest is offered), a type that does not occur,
+            or one that has no dynamic counterpart. ``quantize_dynamic`` says nothing.
+
+    >>> check_dynamic_spec(nn.Sequential(nn.Linear(2, 2)), {"1"})
+    Traceback (most recent call last):
+        ...
+    qhelpers.guards.GuardError: The model has no module '1'. It has: 0.
+    """
+    named = dict(model.named_modules())
+    possible = get_default_dynamic_quant_module_mappings()
+    for part in spec:
+        if isinstance(part, str) and part not in named:
+            near = difflib.get_close_matches(part, list(named), n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(list(named)[1:9])}."
+            raise guards.GuardError(f"The model has no module {part!r}. {hint}")
+        roots = [named[part]] if isinstance(part, str) else [m for m in named.values() if type(m) is part]
+        kinds = {type(module) for root in roots for module in root.modules()}  # a qconfig reaches the children
+        shown = repr(part) if isinstance(part, str) else part.__name__
+        if not kinds:
+            raise guards.GuardError(f"The model has no module of type {shown}.")
+        if not kinds & set(possible):
+            names = ", ".join(sorted({kind.__name__ for kind in possible}))
+            raise guards.GuardError(f"{shown} has no dynamic counterpart; there is one for: {names}.")
+    return spec
+
+
+def require_stubs(model: nn.Module) -> nn.Module:
+    """Return the model if it has a QuantStub and a DeQuantStub; call it before ``prepare``.
+
+    Raises:
+        guards.GuardError: else. The int8 model would be handed float tensors and fail at its first layer,
+            with a message about a missing ``CPU`` backend.
+
+    >>> require_stubs(nn.Linear(2, 2))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    qhelpers.guards.GuardError: This Linear has no QuantStub and no DeQuantStub: wrap it in ...
+    """
+    missing = [
+        stub.__name__
+        for stub in (tq.QuantStub, tq.DeQuantStub)
+        if not any(isinstance(module, stub) for module in model.modules())
+    ]
+    if missing:
+        raise guards.GuardError(
+            f"This {type(model).__name__} has no {' and no '.join(missing)}: wrap it in "
+            f"torch.ao.quantization.QuantWrapper, or take a quantizable architecture."
+        )
+    return model
+
+
+def require_training(model: nn.Module) -> nn.Module:
+    """Return the model if it and its batch norms are in training mode; call it before fusing for QAT.
+
+    Raises:
+        guards.GuardError: naming the first modules that are not. ``prepare_qat`` looks at the model itself only,
+            and torchvision's ``fuse_model()`` folds the batch norms of a model in evaluation mode away.
+
+    >>> require_training(nn.Linear(2, 2).eval())
+    Traceback (most recent call last):
+        ...
+    qhelpers.guards.GuardError: The model is in evaluation mode ((whole model)): call .train() first.
+    """
+    resting = [
+        name or "(whole model)"
+        for name, module in model.named_modules()
+        if not module.training and (module is model or isinstance(module, _BatchNorm))
+    ]
+    if resting:
+        shown = ", ".join(resting[:3]) + (", …" if len(resting) > 3 else "")
+        raise guards.GuardError(f"The model is in evaluation mode ({shown}): call .train() first.")
+    return model
+
+
+def require_calibrated(model: nn.Module) -> nn.Module:
+    """Return the prepared model if the observers behind its layers with weights have seen data.
+
+    Observers of modules without weights may be empty: torchvision's networks leave some additions unused.
+
+    Raises:
+        guards.GuardError: if the model was not prepared, since ``convert`` would leave it in float; or naming the
+            first layers, since ``convert`` would only warn, and give them the scale 1.
+
+    >>> require_calibrated(nn.Linear(2, 2))
+    Traceback (most recent call last):
+        ...
+    qhelpers.guards.GuardError: The model has no observers: set a qconfig and call prepare before converting.
+    """
+    if not guards.observers(model):
+        raise guards.GuardError("The model has no observers: set a qconfig and call prepare before converting.")
+    empty: dict[str, None] = {}
+    for name in guards.observers(model):
+        owner = name.rpartition(".")[0]
+        if any(True for _ in model.get_submodule(owner).parameters()) and _saw_nothing(model.get_submodule(name)):
+            empty[owner] = None  # once, though a fake-quantized layer has two
+    if empty:
+        shown = ", ".join([*empty][:3]) + (", …" if len(empty) > 3 else "")
+        raise guards.GuardError(
+            f"{len(empty)} layers with weights have not been calibrated ({shown}): run calibrate first; if some "
+            f"layers stay empty, the calibration data miss a branch of the model."
+        )
+    return model
+
+
+def _saw_nothing(observer: nn.Module) -> bool:
+    if isinstance(observer, FakeQuantizeBase):
+        return _saw_nothing(observer.activation_post_process)  # type: ignore[arg-type]
+    low = getattr(observer, "min_val", None)
+    return isinstance(low, Tensor) and not bool(torch.isfinite(low).any())
+
+
+def require_matching_engine(model: nn.Module) -> nn.Module:
+    """Return the model if its qconfigs suit the engine that is set; call it before ``convert``.
+
+    The default qconfigs differ in one thing that an engine depends on: those of ``x86`` and ``fbgemm`` leave
+    one bit of the activations unused (``reduce_range``), because their kernels may add products in 16 bits;
+    those of ``qnnpack`` and ``onednn`` do not.
+
+    Raises:
+        engines.EngineError: if a static qconfig was made for others. PyTorch says nothing.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> model.qconfig = torch.ao.quantization.get_default_qconfig("x86")
+    >>> with engines.using_engine("qnnpack"):
+    ...     require_matching_engine(model)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    qhelpers.engines.EngineError: The qconfig suits x86 or fbgemm (reduce_range=True), but ...
+    """
+    engine = torch.backends.quantized.engine
+    for module in model.modules():
+        wanted = _reduces_range(getattr(module, "qconfig", None))
+        if wanted is not None and wanted != engines.REDUCES_RANGE.get(engine, wanted):
+            suits = " or ".join(name for name, value in engines.REDUCES_RANGE.items() if value == wanted)
+            raise engines.EngineError(
+                f"The qconfig suits {suits} (reduce_range={wanted}), but the engine is {engine}: "
+                f"set the engine, or take get_default_qconfig({engine!r})."
+            )
+    return model
+
+
+def _reduces_range(config: Any) -> bool | None:
+    make = getattr(config, "activation", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # about the very argument that is read here
+        observer = make() if make else None
+    observer = getattr(observer, "activation_post_process", observer)  # the one inside fake quantization
+    found: bool | None = getattr(observer, "reduce_range", None)
+    return found
