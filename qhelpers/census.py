@@ -18,6 +18,7 @@ from torch import Tensor, nn
 INT8, FLOAT, ABSENT, FOLDED = "int8", "float", "absent", "folded"
 UNPACKED = "its int8 weights are unpacked and multiplied in float"
 LIKE = 0.5  # mean cosine of two weights' rows from which on they are taken for one
+SEEN = 100_000  # values of a weight that are compared, in its longest rows
 
 
 class CensusError(ValueError):
@@ -222,8 +223,8 @@ def _same_name(layer: str, weight: str) -> bool:
 def _likeness(one: Tensor, other: Tensor) -> float:
     """Mean absolute cosine of two weights' rows, in the layout that makes it largest; 0 if none fits.
 
-    Rows are output channels; their factors do not count, since batch norms are folded into them. A norm's weight has no
-    rows, and has to be equal.
+    Rows are output channels; their factors do not count, since batch norms are folded into them. Of large weights the
+    longest rows tell enough. A norm's weight has no rows, and has to be equal.
     """
     if one.numel() != other.numel():
         return 0.0
@@ -240,10 +241,16 @@ def _likeness(one: Tensor, other: Tensor) -> float:
         for order in itertools.permutations(range(other.ndim))
         if tuple(other.shape[axis] for axis in order) == tuple(one.shape)
     }
-    rows, turned = nn.functional.normalize(one.flatten(1)), [other.permute(order).flatten(1) for order in layouts]
-    if len(rows) % 4 == 0:  # ONNX has the gates of an LSTM in another order
-        turned += [one.reshape(4, -1, one.shape[1])[[0, 2, 3, 1]].reshape(one.shape) for one in turned]
-    return max((_mean_cosine(rows, layout) for layout in turned), default=0.0)
+    one = one.flatten(1)
+    orders = [torch.arange(len(one))]
+    if len(one) % 4 == 0:  # ONNX has the gates of an LSTM in another order
+        orders.append(orders[0].reshape(4, -1)[[0, 2, 3, 1]].flatten())
+    seen = one.norm(dim=1).topk(min(len(one), max(1, SEEN // one.shape[1]))).indices
+    rows = nn.functional.normalize(one[seen])
+    turned = [other.permute(layout)[order[seen]].flatten(1) for layout in layouts for order in orders]
+    found = max((_mean_cosine(rows, each) for each in turned), default=0.0)
+    chance = (0.8 + 2.8 / len(rows) ** 0.5) / one.shape[1] ** 0.5  # of unrelated rows, and 4.6 deviations more
+    return found if found > min(chance, 0.95) else 0.0
 
 
 def _mean_cosine(rows: Tensor, others: Tensor) -> float:

@@ -158,13 +158,16 @@ def run(
     if evaluate is not None and test is not None:
         raise CheckError("evaluate(predict) scores data of its own and would not see test: leave one of the two out.")
     found = Findings(type(model).__name__, target)
+    cores = max(threads, torch.get_num_threads())  # for what is not timed, and the same with any number
     with _writable(folder) as folder, _settings(threads), _workshop() as workshop:
         before = _stamps(folder)
         try:
             with found.step("looking at the model and the data"):
                 subject = _accept(model, calibration, validation, test, example, batch, target, found)
-                judge = Judge(subject.flat, subject.validation, evaluate, budget, progress)
-                last = _last_judge(subject, judge, progress)
+                subject.cores = cores
+                with float_paths.using_threads(cores):
+                    judge = Judge(subject.flat, subject.validation, evaluate, budget, progress)
+                    last = _last_judge(subject, judge, progress)
             _announce(subject, judge, progress)
             try:
                 _attempts(subject, judge, goal, workshop, found)
@@ -213,6 +216,7 @@ class Subject:
     target: str
     modes: list[str]
     captured: ExportedProgram | None = None
+    cores: int = 1  # threads for what is not timed
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -458,7 +462,8 @@ def _attempt(
     path.parent.mkdir()
     try:
         with found.step("quantizing and writing"), float_paths.quiet():
-            int8 = _quantized(subject, one)
+            with float_paths.using_threads(subject.cores):
+                int8 = _quantized(subject, one)
             one.notes = _written(subject, one, int8, path)
         run = targets.load(subject.target, path, subject.flat)
         one.part, one.mb = path, path.stat().st_size / 1e6
@@ -469,7 +474,8 @@ def _attempt(
             one.quality = judge.judge(run)
         one.run = run
         if subject.target != "pytorch" and int8 is not subject.flat:
-            one.graph_db = _graph_db(int8, *subject.few)
+            with float_paths.using_threads(subject.cores):
+                one.graph_db = _graph_db(int8, *subject.few)
     except Exception as error:  # the exporters and runtimes have errors of many types
         if (isinstance(error, OSError) and error.errno in FULL) or shutil.disk_usage(workshop).free < LEAST_BYTES:
             why = (isinstance(error, OSError) and error.strerror) or os.strerror(errno.ENOSPC)  # writers hide it
@@ -568,11 +574,17 @@ def _repairs(
     if first.quality is None:
         return
     if subject.target == "pytorch":
-        yield from _layers_to_spare(subject)
+        with float_paths.using_threads(subject.cores):
+            spared = [*_layers_to_spare(subject)]
+        yield from spared
         return
     if first.mode == targets.DYNAMIC and subject.target.startswith("onnx"):
         return  # there is no graph
-    with found.step("finding what to leave in float"), float_paths.quiet():
+    with (
+        found.step("finding what to leave in float"),
+        float_paths.quiet(),
+        float_paths.using_threads(subject.cores),
+    ):
         batches, exact = subject.few
         try:
             suggestion = find.suggest(

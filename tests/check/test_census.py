@@ -117,12 +117,28 @@ def test_a_product_is_a_use_and_no_preparation() -> None:
 
 
 def test_a_weight_in_pieces_is_found() -> None:
+    for seed in range(60):  # a small weight is never taken for a piece by chance
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            attention = nn.MultiheadAttention(8, 2)
+        query, key, value = attention.in_proj_weight.detach().chunk(3)
+        used = [census.Used("linear", one, True) for one in (query, key, value)]
+        found = census.taken(attention, used, {}, 0)
+        assert verdicts(found) == {"in_proj_weight": "int8", "out_proj": "absent"}
+
+
+def test_of_a_large_weight_the_longest_rows_tell() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mostly_dead = [torch.zeros(1024, 256) for _ in range(2)]  # the rows that are alike, zero, tell nothing
+    for one in mostly_dead:
+        one[-64:] = torch.randn(64, 256, generator=generator)
     with torch.random.fork_rng(devices=[]):
-        attention = nn.MultiheadAttention(8, 2)
-    query, key, value = attention.in_proj_weight.detach().chunk(3)
-    used = [census.Used("linear", one, True) for one in (query, key, value)]
-    found = census.taken(attention, used, {}, 0)
-    assert verdicts(found) == {"in_proj_weight": "int8", "out_proj": "absent"}
+        net = nn.Sequential(*(nn.Linear(256, 1024) for _ in mostly_dead))
+    for layer, weight in zip(net, mostly_dead, strict=True):
+        layer.weight = nn.Parameter(weight)
+    gates = mostly_dead[0].reshape(4, 256, 256)[[0, 3, 1, 2]].reshape(1024, 256)  # as ONNX has those of an LSTM
+    found = census.taken(net, [census.Used("linear", gates.t() * 2, True)], {}, 0)
+    assert verdicts(found) == {"0": "int8", "1": "absent"}
 
 
 def graph(model: nn.Module, only: type[nn.Module] | None = None) -> Any:
