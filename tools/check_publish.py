@@ -8,7 +8,7 @@ import sys
 
 from qhelpers import benchmark
 from tools import build_site, weights
-from tools.common import ROOT, commit, notebooks
+from tools.common import ROOT, SITE, commit, notebooks
 from tools.run_notebooks import is_current, stamp_file
 
 AGAIN = f"make book PROCESSES={benchmark.ENOUGH_PROCESSES} FORCE=1 executes and builds all of it."
@@ -16,7 +16,7 @@ AGAIN = f"make book PROCESSES={benchmark.ENOUGH_PROCESSES} FORCE=1 executes and 
 
 def problems() -> list[str]:
     """Why the site is not to be published, one sentence each; an empty list if it may be."""
-    origin = build_site.SITE / "commit.txt"
+    origin = SITE / "commit.txt"
     if not origin.is_file():
         return ["There is no site, or one that does not say where it comes from: make book builds it."]
     return [*_commits(origin.read_text()), *_notebooks(), *_site(), *_weights()]

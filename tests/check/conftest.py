@@ -1,4 +1,4 @@
-"""A small network for the census in several runtimes, a model made of a function, and reports as a check writes them."""
+"""A small network for the census in several runtimes, a model made of a function, and reports as a check writes."""
 
 from collections.abc import Callable
 from typing import Any

@@ -74,7 +74,8 @@ def built(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(module, "ROOT", checkout)
         monkeypatch.setattr(module, "notebooks", lambda: [notebook])
     monkeypatch.setattr(check_publish, "is_current", lambda notebook: True)
-    monkeypatch.setattr(build_site, "SITE", site)
+    for module in (check_publish, build_site):
+        monkeypatch.setattr(module, "SITE", site)
     monkeypatch.setattr(build_site, "STAMP", checkout / "build" / "site.sha256")
     build_site.STAMP.write_text(f"inputs {build_site.published_files()}")
     monkeypatch.setattr(weights, "problem", lambda path: None)
