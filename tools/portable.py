@@ -27,6 +27,7 @@ Cell = dict[str, Any]
 MARK = "†"
 SCRAP = "application/papermill.record/text/plain"  # how myst-nb keeps what a notebook glues
 UNREAD = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+KERNEL = re.compile(r"\s*\*\*Kernel:\*\* [^.]*\.")  # what the site works without; a copy has one
 SOLUTION, SOLVED = "\0solution\0", "\0solved\0"
 
 FENCE = re.compile(r"^(?P<marks>`{3,}|:{3,}|~{3,})(?P<rest>.*)$")
@@ -238,7 +239,7 @@ def portable(
             else:
                 solution.append(f"```python\n{code}\n```")
             continue
-        for number, part in enumerate(re.split(f"({SOLUTION}|{SOLVED})", page.text(code))):
+        for number, part in enumerate(re.split(f"({SOLUTION}|{SOLVED})", page.text(KERNEL.sub("", code)))):
             if part == SOLUTION:
                 solution = []
             elif part == SOLVED:
@@ -251,7 +252,13 @@ def portable(
             elif part.strip():
                 cells.append(_markdown(f"{cell['id']}-{number}" if number else cell["id"], part.strip()))
     install = {"tags": ["install"], "jupyter": {"source_hidden": True}}
-    cells[1:1] = [_markdown("copy", _note(executed, name, among)), _new_code("install", first_cell, install)]
+    title, _, text = cells[0]["source"].partition("\n")
+    cells[:1] = [
+        _markdown("title", title),
+        _markdown("copy", _note(executed, name, among)),
+        _new_code("install", first_cell, install),
+        *([_markdown(cells[0]["id"], text.strip())] if text else []),
+    ]
     if page.cited:
         cells.append(_markdown("papers", _papers(among.bibliography, page.cited)))
     metadata = {
