@@ -28,6 +28,7 @@ MARK = "†"
 SCRAP = "application/papermill.record/text/plain"  # how myst-nb keeps what a notebook glues
 UNREAD = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 KERNEL = re.compile(r"\s*\*\*Kernel:\*\* [^.]*\.")  # what the site works without; a copy has one
+PAGE = re.compile(r'href="(?P<page>[\w-]+)\.html(?P<place>#[^"]*)?"')  # in an output, as the site has it
 SOLUTION, SOLVED = "\0solution\0", "\0solved\0"
 
 FENCE = re.compile(r"^(?P<marks>`{3,}|:{3,}|~{3,})(?P<rest>.*)$")
@@ -235,7 +236,7 @@ def portable(
         code = "".join(cell["source"])
         if cell["cell_type"] == "code":
             if solution is None:
-                cells.append(_code(cell))
+                cells.append(_code(cell, among))
             else:
                 solution.append(f"```python\n{code}\n```")
             continue
@@ -326,7 +327,7 @@ def _new_code(name: str, code: str, metadata: dict[str, Any]) -> Cell:
     }
 
 
-def _code(cell: Cell) -> Cell:
+def _code(cell: Cell, among: Book) -> Cell:
     tags = cell["metadata"].get("tags", [])
     metadata: dict[str, Any] = {"tags": tags} if tags else {}
     if UNREAD & set(tags):
@@ -335,7 +336,7 @@ def _code(cell: Cell) -> Cell:
     if "exercise-check" in tags:
         copy["source"] = _told(copy["source"])  # what a run showed was the check of the solution
         return copy
-    copy["outputs"] = [one for output in cell["outputs"] if (one := _output(output)) is not None]
+    copy["outputs"] = [one for output in cell["outputs"] if (one := _output(output, among)) is not None]
     copy["execution_count"] = cell["execution_count"]
     return copy
 
@@ -349,14 +350,15 @@ def _told(check: str) -> str:
     )
 
 
-def _output(output: dict[str, Any]) -> dict[str, Any] | None:
+def _output(output: dict[str, Any], among: Book) -> dict[str, Any] | None:
     """An output without what only the site's builder reads; None if nothing is left."""
     if "data" not in output:
         return output
     dropped = (SCRAP, "application/vnd.jupyter.widget-view+json")
     data = {kind: value for kind, value in output["data"].items() if kind not in dropped}
     if "text/html" in data:
-        data["text/html"] = still("".join(data["text/html"]))
+        page = rf"{among.site}book/\g<page>.html\g<place>" if among.site else r"\g<page>.ipynb"
+        data["text/html"] = PAGE.sub(f'href="{page}"', still("".join(data["text/html"])))
     return output | {"data": data, "metadata": {}} if data else None
 
 

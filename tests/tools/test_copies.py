@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -188,6 +189,19 @@ def test_drawings_and_sliders_are_kept_so_that_they_are_shown_before_anyone_trus
     made = portable.portable({"cells": [title, drawn], "metadata": {}}, "one", small, "", {})
     shown = made["cells"][3]["outputs"][0]["data"]["text/html"]
     assert shown.startswith('<img alt="A line." src="data:image/svg+xml;base64,')
+
+
+@pytest.mark.parametrize(
+    ("site", "led"), [("", ["two.ipynb", "two.ipynb"]), (SITE, [f"{SITE}book/two.html#a", f"{SITE}book/two.html"])]
+)
+def test_a_link_in_an_output_leads_to_the_other_copy_or_to_the_site(
+    site: str, led: list[str], small: portable.Book
+) -> None:
+    shown = '<a href="two.html#a">x</a> <a href="two.html">y</a> <a href="https://a.b/c.html">z</a> <a href="#d">w</a>'
+    output = {"output_type": "display_data", "data": {"text/html": shown}, "metadata": {}}
+    copied = portable._output(output, dataclasses.replace(small, site=site))
+    assert copied is not None
+    assert re.findall('href="(.*?)"', copied["data"]["text/html"]) == [*led, "https://a.b/c.html", "#d"]
 
 
 def test_outputs_are_kept_in_one_copy_and_cleared_in_the_other(small: portable.Book) -> None:
