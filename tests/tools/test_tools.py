@@ -477,6 +477,16 @@ def test_make_hands_the_number_of_processes_to_the_chapters() -> None:
     assert "\nexport QHELPERS_PROCESSES := $(PROCESSES)\n" in makefile
 
 
+def test_what_ci_calls_beside_make_asks_for_the_processes_that_make_was_given() -> None:
+    settings, begun, _ = (common.ROOT / ".ci" / "run").read_text().partition("\ntimes=()")
+    assert begun
+    asked = "import os; from qhelpers.book import chapter; print(os.environ['PROCESSES'], chapter.processes())"
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("PROCESSES")}
+    script = settings.replace('cd "$(dirname "$0")/.."', "") + f'\n{sys.executable} -c "{asked}"'
+    found = subprocess.run(["bash", "-c", script], cwd=common.ROOT, env=environment, capture_output=True, text=True)
+    assert found.stdout == "1 1\n", found.stderr
+
+
 def speeds(folder: Path, processes: int = 5, **ratios: float) -> None:
     """A chapter's recorded table with a ratio for each name, and an interval of 5 % to both sides."""
     folder.mkdir(parents=True, exist_ok=True)
