@@ -16,7 +16,7 @@ import yaml
 from tools import copies, results
 from tools.check_site import problems
 from tools.common import BUILD, ROOT, SITE, commit, files_below, hash_files, notebooks, require_writable, toc_pages
-from tools.run_notebooks import EXECUTED, RESULTS, is_current, stamp_file
+from tools.run_notebooks import EXECUTED, RESULTS, all_stale, stamp_file
 
 STAGE = BUILD / "site"
 STAMP = BUILD / "site.sha256"
@@ -109,8 +109,7 @@ def replace_site(new: Path) -> None:
 def main() -> None:
     """Build, check and publish, unless nothing has changed."""
     require_writable(STAGE.parent, SITE.parent)
-    stale = [notebook.stem for notebook in notebooks() if not is_current(notebook)]
-    if stale:
+    if stale := all_stale():
         raise SystemExit(f"Run the notebooks first (make book does): {', '.join(stale)}.")
     inputs = [*files_below(ROOT / "book"), *files_below(EXECUTED), *files_below(ROOT / "tools")]
     inputs += RESULTS.rglob("*.json")

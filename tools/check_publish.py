@@ -9,7 +9,7 @@ import sys
 from qhelpers import benchmark
 from tools import build_site, weights
 from tools.common import ROOT, SITE, commit, notebooks
-from tools.run_notebooks import is_current, stamp_file
+from tools.run_notebooks import all_stale, stamp_file
 
 AGAIN = f"make book PROCESSES={benchmark.ENOUGH_PROCESSES} FORCE=1 executes and builds all of it."
 
@@ -40,8 +40,7 @@ def _commits(origin: str) -> list[str]:
 
 
 def _notebooks() -> list[str]:
-    stale = [notebook.stem for notebook in notebooks() if not is_current(notebook)]
-    if stale:
+    if stale := all_stale():
         return [f"Not executed in their present state: {', '.join(stale)}. {AGAIN}"]
     stamps = {notebook.stem: json.loads(stamp_file(notebook).read_text()) for notebook in notebooks()}
     few = [stem for stem, stamp in stamps.items() if stamp["processes"] < benchmark.ENOUGH_PROCESSES]

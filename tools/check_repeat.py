@@ -18,7 +18,7 @@ from pathlib import Path
 from tools import check_offline
 from tools.build_site import build, check, stage
 from tools.common import BUILD, ROOT, SPEEDS_UNSEEN, gathers_results, notebooks
-from tools.run_notebooks import RESULTS, is_current
+from tools.run_notebooks import RESULTS, all_stale
 
 STAGE = BUILD / "alone"
 REPEATED = ("model", "size_mb", "metric", "value", "interval", "n", "paired", "agreement")
@@ -108,7 +108,7 @@ def main() -> int:
     everything = {path.stem: path for path in notebooks()}
     chapters = [name for name, path in everything.items() if not gathers_results(path)]
     names = [*everything] if whole else due_now(chapters)
-    if stale := [path.stem for path in everything.values() if not is_current(path)]:
+    if stale := all_stale():
         raise SystemExit(f"Run the notebooks first (make book does): {', '.join(stale)}.")
     print(f"a second time: {', '.join(names)}", flush=True)
     results = run_again([everything[name] for name in names])

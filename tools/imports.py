@@ -23,6 +23,7 @@ def code_of(notebook: Path) -> str:
     return "\n".join(_as_python("".join(cell["source"])) for cell in cells)
 
 
+@functools.cache  # asked for each notebook, and again for the pages that gather
 def _as_python(cell: str) -> str:
     manager: Any = TransformerManager()  # type: ignore[no-untyped-call]
     return str(manager.transform_cell(cell))

@@ -50,27 +50,27 @@ def weights_source() -> str:
     return hash_files((Path(home) / "hub" / "checkpoints").glob("*mobilenet_v2*.pth"))
 
 
-def inputs_hash(notebook: Path) -> str:
+def inputs_hash(notebook: Path, known: dict[str, bool] | None = None) -> str:
     """Hash of everything that decides what a notebook's outputs are."""
-    return f"{project_hash(notebook)} {weights_source()}"
+    return f"{project_hash(notebook, known)} {weights_source()}"
 
 
-def project_hash(notebook: Path) -> str:
+def project_hash(notebook: Path, known: dict[str, bool] | None = None) -> str:
     """The part of the inputs that belongs to the project and its environment."""
     paths = [notebook, ROOT / "requirements.txt", *reached_files(notebook, ROOT)]
-    for folder in results_to_gather(notebook):
+    for folder in results_to_gather(notebook, known):
         paths += files_below(folder)
     versions = [importlib.metadata.version(name) for name in ("torch", "torchvision")]
     return hash_files(paths, platform.python_version(), *versions, engines.cpu_name(), inspect.getsource(run))
 
 
-def results_to_gather(notebook: Path) -> list[Path]:
+def results_to_gather(notebook: Path, known: dict[str, bool] | None = None) -> list[Path]:
     """The results folders of the current chapters before a page that gathers results; none for a chapter."""
     if not gathers_results(notebook):
         return []
     order = notebooks()
     before = order[: [path.stem for path in order].index(notebook.stem)]
-    return [RESULTS / path.stem for path in before if is_current(path)]
+    return [RESULTS / path.stem for path in before if is_current(path, known)]
 
 
 def stamp_file(notebook: Path) -> Path:
@@ -78,8 +78,20 @@ def stamp_file(notebook: Path) -> Path:
     return EXECUTED / f"{notebook.stem}.json"
 
 
-def is_current(notebook: Path) -> bool:
-    """Whether the executed copy comes from the present inputs."""
+def is_current(notebook: Path, known: dict[str, bool] | None = None) -> bool:
+    """Whether the executed copy comes from the present inputs.
+
+    Args:
+        notebook: the chapter.
+        known: what was found of others, by name, in a moment in which nothing is executed; what is found is added.
+    """
+    known = {} if known is None else known
+    if notebook.stem not in known:
+        known[notebook.stem] = _is_current(notebook, known)
+    return known[notebook.stem]
+
+
+def _is_current(notebook: Path, known: dict[str, bool]) -> bool:
     stamp = stamp_file(notebook)
     if not stamp.is_file() or not (EXECUTED / notebook.name).is_file():
         return False
@@ -87,9 +99,15 @@ def is_current(notebook: Path) -> bool:
         kept = json.loads(stamp.read_text())
         results_are_there = (RESULTS / notebook.stem).is_dir() or not kept["has_results"]
         enough = kept["processes"] >= chapter.processes()
-        return bool(results_are_there and enough and kept["hash"] == inputs_hash(notebook))
+        return bool(results_are_there and enough and kept["hash"] == inputs_hash(notebook, known))
     except (ValueError, KeyError, TypeError):  # a stamp that was cut off or written over
         return False
+
+
+def all_stale() -> list[str]:
+    """The names of the notebooks whose executed copies are not current."""
+    known: dict[str, bool] = {}
+    return [notebook.stem for notebook in notebooks() if not is_current(notebook, known)]
 
 
 def run(notebook: Path, folder: Path, extra_env: dict[str, str] | None = None) -> tuple[int, float]:

@@ -73,7 +73,7 @@ def built(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in (check_publish, build_site):
         monkeypatch.setattr(module, "ROOT", checkout)
         monkeypatch.setattr(module, "notebooks", lambda: [notebook])
-    monkeypatch.setattr(check_publish, "is_current", lambda notebook: True)
+    monkeypatch.setattr(check_publish, "all_stale", list)
     for module in (check_publish, build_site):
         monkeypatch.setattr(module, "SITE", site)
     monkeypatch.setattr(build_site, "STAMP", checkout / "build" / "site.sha256")
@@ -141,7 +141,7 @@ def test_too_few_processes_are_refused(built: Path, capsys: pytest.CaptureFixtur
 def test_a_stale_notebook_is_refused(
     built: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_publish, "is_current", lambda notebook: False)
+    monkeypatch.setattr(check_publish, "all_stale", lambda: ["one"])
     assert "Not executed in their present state: one." in refusals(capsys)[0]
 
 

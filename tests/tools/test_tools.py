@@ -290,6 +290,21 @@ def test_a_gathering_notebook_is_handed_the_chapters_that_are_current(gathering_
     assert gathered() == "['two']\n", "a chapter that failed hands over nothing"
 
 
+def test_each_notebook_is_looked_at_once_to_find_the_stale_ones(
+    gathering_book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_notebooks.main() == 0
+    looked_at: list[str] = []
+    follow = run_notebooks.reached_files
+    monkeypatch.setattr(
+        run_notebooks, "reached_files", lambda path, root: looked_at.append(path.stem) or follow(path, root)
+    )
+    assert run_notebooks.all_stale() == []
+    assert sorted(looked_at) == ["all", "one", "two"]
+    (gathering_book / "book" / "two.ipynb").write_text(notebook("3"))
+    assert run_notebooks.all_stale() == ["two"]
+
+
 def test_a_missing_page_is_named(small_book: Path) -> None:
     (small_book / "book" / "one.ipynb").unlink()
     with pytest.raises(FileNotFoundError, match=r"_toc\.yml names book/one"):
@@ -666,7 +681,7 @@ def test_nothing_is_repeated_beside_stale_copies(small_book: Path, monkeypatch: 
 
 def test_a_page_that_gathers_has_nothing_to_repeat(gathering_book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_repeat, "notebooks", lambda: common.notebooks(gathering_book))
-    monkeypatch.setattr(check_repeat, "is_current", lambda path: True)
+    monkeypatch.setattr(check_repeat, "all_stale", list)
     monkeypatch.setattr(check_repeat, "due_now", lambda names: names)
     again: list[str] = []
     monkeypatch.setattr(check_repeat, "run_again", lambda chosen: again.extend(path.stem for path in chosen))
