@@ -255,10 +255,10 @@ def portable(
     install = {"tags": ["install"], "jupyter": {"source_hidden": True}}
     title, _, text = cells[0]["source"].partition("\n")
     cells[:1] = [
-        _markdown("title", title),
+        _markdown(cells[0]["id"], title),
         _markdown("copy", _note(executed, name, among)),
         _new_code("install", first_cell, install),
-        *([_markdown(cells[0]["id"], text.strip())] if text else []),
+        *([_markdown("lead", text.strip())] if text else []),
     ]
     if page.cited:
         cells.append(_markdown("papers", _papers(among.bibliography, page.cited)))
@@ -297,7 +297,7 @@ def _papers(bibliography: str, cited: list[str]) -> str:
 
 def _note(executed: dict[str, Any], name: str, among: Book) -> str:
     setups = [cell for cell in executed["cells"] if "setup" in cell["metadata"].get("tags", [])]
-    printed = "".join("".join(out.get("text", "")) for cell in setups[:1] for out in cell["outputs"]).strip()
+    printed = "".join("".join(out.get("text", "")) for cell in setups for out in cell["outputs"]).strip()
     where = f"in [its published form]({among.site}book/{name}.html)" if among.site else "on the book's site"
     lines = [
         "**A copy to run.** This is a chapter of *Quantization with PyTorch, executed*; read it with sliders and "

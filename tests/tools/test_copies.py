@@ -93,6 +93,8 @@ def test_a_copy_begins_with_title_note_install_and_setup(path: Path) -> None:
     assert install["metadata"]["tags"] == ["install"]
     assert "setup" in next(cell for cell in rest if cell["cell_type"] == "code")["metadata"]["tags"]
     assert "**Kernel:**" not in json.dumps(rest)  # a copy has one
+    names = [cell["id"] for cell in copy_of(path)["cells"]]
+    assert len({*names}) == len(names)
     assert "install" not in json.dumps([cell["metadata"] for cell in json.loads(path.read_text())["cells"]])
 
 
@@ -228,6 +230,15 @@ def test_outputs_are_kept_in_one_copy_and_cleared_in_the_other(small: portable.B
     assert cleared["cells"][3]["outputs"] == []
     assert cleared["cells"][3]["execution_count"] is None
     assert cleared["cells"][3]["source"] == copy["cells"][3]["source"]
+
+
+def test_the_note_says_where_the_figures_come_from_whichever_set_up_cell_prints_it(small: portable.Book) -> None:
+    title = {"cell_type": "markdown", "id": "t", "metadata": {}, "source": "# One"}
+    setup = {"cell_type": "code", "metadata": {"tags": ["setup"]}, "source": "", "execution_count": 1}
+    lines = {"output_type": "stream", "name": "stdout", "text": ["torch 2\n", "a processor\n"]}
+    cells = [title, setup | {"id": "imports", "outputs": []}, setup | {"id": "start", "outputs": [lines]}]
+    note = portable.portable({"cells": cells, "metadata": {}}, "one", small, "")["cells"][1]["source"]
+    assert ">     torch 2\n>     a processor\n" in note
 
 
 # The first cell
