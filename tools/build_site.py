@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tools import copies, results
+from tools import copies
 from tools.check_site import problems
 from tools.common import BUILD, ROOT, SITE, commit, files_below, hash_files, notebooks, require_writable, toc_pages
 from tools.run_notebooks import EXECUTED, RESULTS, all_stale, stamp_file
@@ -119,6 +119,8 @@ def main() -> None:
     if STAMP.is_file() and STAMP.read_text() == f"{digest} {published_files()}":
         print("site: unchanged")
     else:
+        from tools import results  # takes seconds, which an unchanged site need not wait for
+
         STAMP.unlink(missing_ok=True)
         stage()
         turn_buttons(STAGE)

@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-import torchvision
 
 from qhelpers import atomic, engines
 
@@ -31,7 +30,7 @@ def environment() -> str:
     threads = torch.get_num_threads()
     return (
         f"Python {platform.python_version()}, torch {torch.__version__.split('+')[0]}, "
-        f"torchvision {torchvision.__version__.split('+')[0]}\n{engines.cpu_name()} "
+        f"torchvision {importlib.metadata.version('torchvision').split('+')[0]}\n{engines.cpu_name()} "
         f"({instructions()}), {threads} thread{'s' * (threads > 1)}, "
         f"quantized engine {torch.backends.quantized.engine}"
     )
