@@ -1,4 +1,4 @@
-"""Fewer bits than eight: what post-training quantization keeps, and what only training brings back.
+"""Fewer bits than eight: what post-training quantization keeps, and what training brings back.
 
 Writes qhelpers/book/results/few_bits.json. About an hour on one core; an interrupted call goes on with the runs that
 it lacks. Choices are made on the 500 validation digits; the 1,000 test digits are only reported.

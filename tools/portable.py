@@ -56,6 +56,10 @@ class Book:
     bibliography: str
     folder: Path  # where included files lie
 
+    def address(self, page: str) -> str:
+        """Where a page is to be read: on the site, or else as the copy beside this one."""
+        return f"{self.site}book/{page}.html" if self.site else f"{page}.ipynb"
+
 
 def book(root: Path = ROOT) -> Book:
     """Read titles, labels and papers of the book."""
@@ -166,9 +170,7 @@ class _Page:
                 return f"[{text or heading}](#{quote(_slug(heading))})"
         stem, ending = Path(page).stem, Path(page).suffix
         text = text or self.book.titles[stem]
-        if self.book.site:
-            return f"[{text}]({self.book.site}book/{stem}.html)"
-        return f"[{text}]({stem}.ipynb)" if ending != ".md" else text
+        return f"[{text}]({self.book.address(stem)})" if self.book.site or ending != ".md" else text
 
 
 def _blocks(markdown: str) -> Iterator[tuple[str, str]]:
@@ -298,7 +300,7 @@ def _papers(bibliography: str, cited: list[str]) -> str:
 def _note(executed: dict[str, Any], name: str, among: Book) -> str:
     setups = [cell for cell in executed["cells"] if "setup" in cell["metadata"].get("tags", [])]
     printed = "".join("".join(out.get("text", "")) for cell in setups for out in cell["outputs"]).strip()
-    where = f"in [its published form]({among.site}book/{name}.html)" if among.site else "on the book's site"
+    where = f"in [its published form]({among.address(name)})" if among.site else "on the book's site"
     lines = [
         "**A copy to run.** This is a chapter of *Quantization with PyTorch, executed*; read it with sliders and "
         f"numbered citations {where}. The next cell installs what is missing, and leaves your PyTorch as it is.",
@@ -357,7 +359,7 @@ def _output(output: dict[str, Any], among: Book) -> dict[str, Any] | None:
     dropped = (SCRAP, "application/vnd.jupyter.widget-view+json")
     data = {kind: value for kind, value in output["data"].items() if kind not in dropped}
     if "text/html" in data:
-        page = rf"{among.site}book/\g<page>.html\g<place>" if among.site else r"\g<page>.ipynb"
+        page = among.address(r"\g<page>") + (r"\g<place>" if among.site else "")
         data["text/html"] = PAGE.sub(f'href="{page}"', still("".join(data["text/html"])))
     return output | {"data": data, "metadata": {}} if data else None
 

@@ -31,7 +31,20 @@ from torch.nn.modules import transformer
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qhelpers import atomic, benchmark, census, engines, guards, size
-from qhelpers.check import calls, files, find, float_paths, folding, graphs, inputs, models, packages, reports, targets
+from qhelpers.check import (
+    calls,
+    files,
+    find,
+    float_paths,
+    folding,
+    graphs,
+    inputs,
+    models,
+    onnx_scheme,
+    packages,
+    reports,
+    targets,
+)
 from qhelpers.check.adapter import Flat
 from qhelpers.check.errors import CheckError, DataError, reason
 from qhelpers.check.inputs import Data
@@ -648,7 +661,7 @@ def _compare_speeds(subject: Subject, goal: targets.Target, found: Findings, pro
         return
     found.own_float = _file_of(rivals.candidates.get(goal.own_float))
     note = rivals.noted
-    other_processor = found.target == "onnx-arm" and platform.machine().lower() not in ("arm64", "aarch64")
+    other_processor = found.target == "onnx-arm" and onnx_scheme.this_machine() != "arm"
     if other_processor or not rivals.candidates:
         words = "This machine is no ARM processor: time the file there." if other_processor else note
         found.notes.append(words)

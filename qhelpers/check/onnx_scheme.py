@@ -54,10 +54,16 @@ def processor(target: str = "here") -> str:
         return target
     if target != "here":
         raise SchemeError(f"There is no target {target!r}; choose one of: here, {', '.join(ACTIVATIONS)}.")
-    machine = platform.machine()
-    if machine.lower() not in MACHINES:
-        raise SchemeError(f"This machine is neither x86 nor 64-bit ARM, but {machine or 'unknown'}: name the target.")
-    return MACHINES[machine.lower()]
+    found = this_machine()
+    if found is None:
+        unknown = platform.machine() or "unknown"
+        raise SchemeError(f"This machine is neither x86 nor 64-bit ARM, but {unknown}: name the target.")
+    return found
+
+
+def this_machine() -> str | None:
+    """``"x86"`` or ``"arm"``; None if this machine is neither."""
+    return MACHINES.get(platform.machine().lower())
 
 
 def activation_dtype(target: str = "here") -> torch.dtype:

@@ -180,7 +180,7 @@ def test_int8_weights_without_int8_kernels_are_quantized_nothing(net: nn.Module,
         census.require_int8(kernels.of_onnx(net, folder / "weights.onnx"))
 
 
-@pytest.mark.skipif(onnx_scheme.MACHINES.get(platform.machine().lower()) != "x86", reason="it is about x86")
+@pytest.mark.skipif(onnx_scheme.this_machine() != "x86", reason="it is about x86")
 def test_unsigned_activations_bring_every_layer_and_addition_into_int8_on_x86(net: nn.Module, folder: Path) -> None:
     unsigned = kernels.of_onnx(net, folder / "unsigned-QDQ.onnx")
     assert unsigned.named("int8") == LAYERS
