@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments import loop
 from qhelpers import atomic, metrics
-from qhelpers.book import loop
 from qhelpers.tasks import checkpoints, digits, published
 
 

@@ -7,9 +7,8 @@ Writes qhelpers/tasks/weights/digits_int8_qnnpack.pt. About three minutes on two
 
 import torch
 
-from experiments import common, qat_runs
+from experiments import common, loop, qat_runs
 from qhelpers import engines
-from qhelpers.book import loop
 from qhelpers.tasks import checkpoints, digits
 
 SEED, STEPS, BATCH = 0, 150, 32

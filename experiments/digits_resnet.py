@@ -7,8 +7,7 @@ Writes qhelpers/tasks/weights/digits_resnet_float16.pt. About four minutes on on
 
 import torch
 
-from experiments import common
-from qhelpers.book import loop
+from experiments import common, loop
 from qhelpers.tasks import digits, networks
 
 STEPS, BATCH, PEAK = 1050, 50, 0.1  # 15 passes over the training digits

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from experiments import runs
+from experiments import loop, runs
 from experiments.runs import Run
 from qhelpers import atomic, metrics
 from qhelpers.tasks import checkpoints, digits, networks
@@ -48,8 +48,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 SCHEMES = {"8/8": (8, 8), "4/8": (4, 8), "3/8": (3, 8), "4/4": (4, 4), "3/3": (3, 3), "2/2": (2, 2)}  # weights / inputs
 SCHEMES_OF = {"residual net": [*SCHEMES], "MobileNetV2": [*SCHEMES][:4]}
-TRAINED = {"residual net": [*SCHEMES], "MobileNetV2": ["3/8", "4/4"]}  # where QAT is tried
-VARIED = "residual net"  # the network of "one thing at a time"
+VARIED = "residual net", "2/2"  # the network and scheme of "one thing at a time"
 STEPS = {"MobileNetV2": 40, "residual net": 100}
 RATES = (3e-4, 1e-3, 3e-3)  # the tuning runs of QAT, and of the control
 SEEDS = range(3)
@@ -68,14 +67,6 @@ class BitsError(ValueError):
 
 class BatchesError(ValueError):
     """Two runs that are compared were not trained on the same batches."""
-
-
-class DivergedError(RuntimeError):
-    """The loss is not finite any more."""
-
-    def __init__(self, step: int, layer: str) -> None:
-        super().__init__(f"The loss of step {step} is not finite; the first layer that is not is {layer}.")
-        self.step, self.layer = step, layer
 
 
 # --- rounding ------------------------------------------------------------------------------------------
@@ -360,37 +351,20 @@ def train(
         A hash of all batches.
 
     Raises:
-        DivergedError: naming the step and the layer.
+        loop.DivergedError: naming the step and the layer.
     """
-    net.train()
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if cosine else None
     seen = hashlib.sha256()
-    for step in range(steps):
+
+    def hashed(step: int) -> loop.Batch:
         images, labels = batch_of(step)
         seen.update(images.numpy().tobytes() + labels.numpy().tobytes())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1_000_003 * seed + step)
-            loss = F.cross_entropy(net(images), labels)
-        if not torch.isfinite(loss):
-            raise DivergedError(step, first_not_finite(net, images))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if schedule:
-            schedule.step()
+        return images, labels
+
+    loop.fit(net.train(), hashed, optimizer, steps, schedule=schedule, seed=seed)
     net.eval()
     return seen.hexdigest()
-
-
-def first_not_finite(net: nn.Module, images: Tensor) -> str:
-    """The name of the first layer whose output is not finite, or ``"the batch"``."""
-    if not torch.isfinite(images).all():
-        return "the batch"
-    found: list[str] = []
-    with looking(layers_of(net), lambda name, x, y: torch.isfinite(y).all() or found.append(name)), torch.no_grad():
-        net.eval()(images)
-    return found[0] if found else "the loss"
 
 
 def require_same_batches(run: Run, control: Run) -> None:
@@ -448,7 +422,7 @@ def measure(run: Run) -> Run:
     """Make the network that a run describes, and measure it; of a diverged one, where it diverged."""
     try:
         net, about = made(run)
-    except DivergedError as error:
+    except loop.DivergedError as error:
         return {"diverged": error.step, "layer": error.layer}
     labels = digits.dataset("validation").tensors[1]
     validation, test = logits(net, "validation"), logits(net, "test")
@@ -491,7 +465,7 @@ def tuning(network: str, rows: list[Run]) -> list[Run]:
     trained: Run = {"network": network, "steps": STEPS[network], "seed": 0}
     found = [trained | {"arm": "control", "lr": lr} for lr in RATES]
     plain = [row for row in rows if row["arm"] in ("min-max", "MSE")]
-    for bits in TRAINED[network]:
+    for bits in SCHEMES_OF[network]:
         ranges = best(plain, bits=bits, seed=0)["arm"]
         found += [trained | {"arm": "QAT", "bits": bits, "ranges": ranges, "lr": lr} for lr in RATES]
     return found
@@ -499,13 +473,15 @@ def tuning(network: str, rows: list[Run]) -> list[Run]:
 
 def repeated(network: str, rows: list[Run]) -> list[Run]:
     """The chosen run of QAT for each scheme, and that of the control, with all seeds."""
-    chosen = [best(rows, arm="control"), *(best(rows, arm="QAT", bits=bits) for bits in TRAINED[network])]
+    chosen = [best(rows, arm="control"), *(best(rows, arm="QAT", bits=bits) for bits in SCHEMES_OF[network])]
     return [{key: row[key] for key in CENTER if key in row} | {"seed": seed} for row in chosen for seed in SEEDS]
 
 
 def one_at_a_time(rows: list[Run]) -> list[Run]:
-    """Around the chosen run of 4/4: all fixed but the rate, the schedule, the scales, the ranges or the steps."""
-    center = {key: value for key, value in best(rows, arm="QAT", bits="4/4").items() if key in CENTER}
+    """Around the chosen run: all fixed but the rate, the schedule, the scales, the ranges or the steps."""
+    network, bits = VARIED
+    chosen = best(rows, network=network, arm="QAT", bits=bits)
+    center = {key: value for key, value in chosen.items() if key in CENTER}
     other = "min-max" if center["ranges"] == "MSE" else "MSE"
     changes: list[Run] = [{}, {"schedule": "constant"}, {"scales": "fixed"}, {"ranges": other}]
     changes += [{"lr": round(center["lr"] * factor, 6)} for factor in (0.1, 3, 10)]
@@ -600,7 +576,7 @@ def main() -> None:
         mine += run(tuning(network, mine))
         rows += mine + run(repeated(network, mine)) + run(adaptively_rounded(network))
         write(rows)
-    write(rows + run(one_at_a_time([row for row in rows if row["network"] == VARIED])))
+    write(rows + run(one_at_a_time(rows)))
 
 
 def write(rows: Iterable[Run]) -> None:

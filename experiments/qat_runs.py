@@ -15,10 +15,9 @@ from torch import nn
 from torch.ao import quantization as tq
 from torch.ao.nn.intrinsic.qat import freeze_bn_stats
 
-from experiments import runs
+from experiments import loop, runs
 from experiments.runs import Run
 from qhelpers import calibration, engines, metrics
-from qhelpers.book import loop
 from qhelpers.tasks import checkpoints, digits
 
 BATCH = 16

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.ao import quantization as tq
 from torch.ao.quantization import quantize_fx
 
-from experiments import qat_runs, runs
+from experiments import loop, qat_runs, runs
 from experiments.runs import Run
 from qhelpers import engines, metrics
-from qhelpers.book import chapter, loop
+from qhelpers.book import chapter
 from qhelpers.tasks import checkpoints, digits
 
 ENGINE = "qnnpack"

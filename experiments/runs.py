@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torchvision
 
+from experiments import loop
 from qhelpers import atomic, engines
-from qhelpers.book import loop
 from qhelpers.book.recorded import RESULTS
 from qhelpers.tasks import digits
 

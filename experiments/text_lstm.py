@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments import common
-from qhelpers.book import loop
+from experiments import common, loop
 from qhelpers.tasks import manual_text, networks
 
 EPOCHS, STREAMS, LENGTH, PEAK = 24, 32, 128, 4e-3

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from torch.ao import quantization as tq
 from torch.ao.nn.intrinsic.qat import freeze_bn_stats
 
-from experiments import common, runs
+from experiments import common, loop, runs
 from experiments.digit_features import features
 from experiments.runs import Run
 from qhelpers import engines, metrics
-from qhelpers.book import loop
 from qhelpers.tasks import digits, published
 
 BATCH = 16

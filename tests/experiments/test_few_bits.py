@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from experiments import few_bits, runs
+from experiments import few_bits, loop, runs
 from experiments.few_bits import FakeQuantize, QuantizedLayer
 from qhelpers import metrics
 from qhelpers.book import recorded
@@ -203,13 +203,13 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(net: nn.Module, images: 
             quantized[4].layer.bias.data[0] = float("nan")  # an infinite one would be clamped
         return batch(step)
 
-    with pytest.raises(few_bits.DivergedError, match=r"loss of step 2 is not finite.*that is not is 4") as caught:
+    with pytest.raises(loop.DivergedError, match=r"loss of step 2 is nan; the first that is not finite is 4") as caught:
         few_bits.train(quantized, damaging, 5, 1e-3)
     assert (caught.value.step, caught.value.layer) == (2, "4")
 
 
 def test_a_damaged_image_is_named_instead_of_a_layer(net: nn.Module) -> None:
-    with pytest.raises(few_bits.DivergedError, match=r"step 0 .* is the batch"):
+    with pytest.raises(loop.DivergedError, match=r"step 0 is .*the batch itself"):
         few_bits.train(net, partial(batch, first=float("nan")), 1, 1e-3)
 
 
@@ -253,7 +253,7 @@ def fake_rows(network: str = "residual net") -> list[dict[str, Any]]:
 def test_each_step_chooses_on_validation_what_the_next_one_runs() -> None:
     rows = fake_run(few_bits.plain_rounding("residual net"))
     tuned = few_bits.tuning("residual net", rows)
-    arms = len(few_bits.TRAINED["residual net"]) + 1
+    arms = len(few_bits.SCHEMES_OF["residual net"]) + 1
     assert len(tuned) == arms * len(few_bits.RATES)
     assert {run["ranges"] for run in tuned if run["arm"] == "QAT"} == {"MSE"}
     rows += fake_run(tuned)
@@ -294,7 +294,7 @@ def test_runs_on_other_batches_are_not_written(tmp_path: Path, monkeypatch: pyte
 
 def test_a_diverged_run_is_recorded_with_step_and_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*arguments: Any, **options: Any) -> str:
-        raise few_bits.DivergedError(7, "layer1.0.conv1")
+        raise loop.DivergedError("", 7, "layer1.0.conv1")
 
     monkeypatch.setattr(few_bits, "train", diverge)
     run = {"network": "residual net", "arm": "control", "lr": 1.0, "steps": 1, "seed": 0}

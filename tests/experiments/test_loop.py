@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.ao import quantization as tq
 
-from experiments import qat_runs
+from experiments import loop, qat_runs
 from qhelpers import guards
-from qhelpers.book import loop
 from qhelpers.tasks import checkpoints
 
 pytestmark = pytest.mark.usefixtures("random_weights")

@@ -1,7 +1,7 @@
-"""The training loop that the chapters and ``experiments/`` share.
+"""The training loop that all of `experiments/` share.
 
-The loop does what a reader's own would do, and four things more: it refuses what cannot be trained, stops at
-the first loss that is not finite, gives back the last good weights, and can be resumed.
+It does what the loop in the chapters does, and four things more: it refuses what cannot be trained, stops at the first
+loss that is not finite, gives back the last good weights, and can be resumed.
 """
 
 import copy
@@ -186,7 +186,7 @@ def _first_layer_not_finite(model: nn.Module, inputs: Tensor) -> str:
 
     hooks = []
     for name, module in model.named_modules():
-        if not list(module.children()):
+        if name:  # the hooks of what lies inside a module are called before its own
             hooks.append(module.register_forward_hook(look(name)))
         hooks.append(module.register_forward_pre_hook(lambda *_, name=name: entered.append(name)))
     try:
