@@ -57,6 +57,7 @@ CALIBRATION_PER_CLASS = 5
 EDGE_BITS = 8  # of the first and the last layer
 ROUNDING_STEPS = 250  # for each layer
 ROUNDING_RATE = 0.03
+WITHOUT_TRAINING = ("min-max", "MSE", "adaptive rounding")
 CENTER = ("network", "arm", "bits", "ranges", "lr", "steps")  # what a training is repeated with
 ROWS = 1024  # of layer inputs that adaptive rounding looks at
 
@@ -490,7 +491,10 @@ def one_at_a_time(rows: list[Run]) -> list[Run]:
 
 
 def compared(row: Run, rows: list[Run]) -> Run:
-    """The row with the digits lost and won against float, and of QAT against the control, in place of its answers.
+    """The row with the digits lost and won against float in place of its answers.
+
+    QAT is also compared with the control, and with the post-training method that reads most validation digits of seed 0:
+    both sides had one run for each of three candidates to choose from.
 
     Raises:
         BatchesError: as :func:`require_same_batches`.
@@ -500,9 +504,13 @@ def compared(row: Run, rows: list[Run]) -> Run:
     if row["arm"] == "QAT" and row["steps"] == STEPS[row["network"]]:
         chosen = best(mine, arm="control", seed=0)["lr"]
         others["control"] = best(mine, arm="control", lr=chosen, seed=row["seed"])
+        arm = best([one for one in mine if one["arm"] in WITHOUT_TRAINING], bits=row["bits"], seed=0)["arm"]
+        others["untrained"] = best(mine, arm=arm, bits=row["bits"], seed=row["seed"])
     found = {key: value for key, value in row.items() if key != "answers"}
     if "answers" not in row:  # it diverged
         return found
+    if "untrained" in others:
+        found["untrained"] = others["untrained"]["arm"]
     labels = digits.dataset("test").tensors[1]
     for name, other in others.items():
         if name == "control":

@@ -1,11 +1,13 @@
 """What quantization-aware training of the digits model depends on, with several seeds.
 
-Writes qhelpers/book/results/qat_runs.json. About 40 minutes on two cores; an interrupted call goes on with
-the runs that it lacks. Choices are made on the 500 validation digits; the 1,000 test digits are only reported.
+Writes qhelpers/book/results/qat_runs.json (about 40 minutes on two cores) and qat_neighbours.json (ten minutes), which
+changes one thing at a time around the recipe and around the setting that jumps. An interrupted call goes on with the
+runs that it lacks. Choices are made on the 500 validation digits; the 1,000 test digits are only reported.
 
-    python -m experiments.qat_runs
+    python -m experiments.qat_runs [qat_runs | qat_neighbours]
 """
 
+import argparse
 import copy
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,7 @@ GRID = [
 ]
 RECIPE: Run = {"what": "qat", "momentum": 0.9, "schedule": "cosine", "frozen": "both", "lr": 3e-3, "steps": 100}
 DOCUMENTS = RECIPE | {"lr": 1e-4, "momentum": 0.0, "schedule": "constant", "frozen": "nothing"}
+JUMPS = DOCUMENTS | {"lr": 1e-2, "momentum": 0.9}
 SEEDS = range(3)
 FROZEN = ("nothing", "observers", "norms", "norms at once")
 
@@ -38,11 +41,16 @@ RUNS: list[Run] = [
     *(DOCUMENTS | {"seed": seed} for seed in SEEDS),
     *(RECIPE | {"what": "float", "frozen": "nothing", "seed": seed} for seed in SEEDS),
     *(RECIPE | {"what": "statistics", "lr": 0.0, "frozen": "nothing", "seed": seed} for seed in SEEDS),
-    *(DOCUMENTS | {"lr": 1e-2, "momentum": 0.9, "seed": seed} for seed in SEEDS),
+    *(JUMPS | {"seed": seed} for seed in SEEDS),
     *(RECIPE | {"frozen": what, "seed": seed} for what in FROZEN for seed in SEEDS),
     *(RECIPE | point for point in GRID),
     *(RECIPE | {"dead": "silenced", "seed": seed} for seed in SEEDS),
 ]
+# what RUNS lack: the recipe with another schedule or momentum, and the setting that jumps with one thing mended
+CHANGES = [(RECIPE, {"schedule": "constant"}), (RECIPE, {"momentum": 0.0})]
+CHANGES += [(JUMPS, {"schedule": "cosine"}), (JUMPS, {"frozen": "both"}), (JUMPS, {"lr": 3e-3})]
+NEIGHBOURS: list[Run] = [around | change | {"seed": seed} for around, change in CHANGES for seed in SEEDS]
+PARTS = {"qat_runs": RUNS, "qat_neighbours": NEIGHBOURS}
 
 
 def silence_dead_channels(model: nn.Module) -> nn.Module:
@@ -146,8 +154,12 @@ def report(int8: nn.Module) -> Run:
 
 
 def main() -> None:
-    rows = runs.run_all(measure, RUNS, STATE)
-    runs.write_results("qat_runs", "experiments/qat_runs.py", "int8 top-1 in %, batches of 16 digits", rows)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("part", nargs="?", choices=PARTS, help="both if none is named")
+    chosen = options.parse_args().part
+    for part in [chosen] if chosen else PARTS:
+        rows = runs.run_all(measure, PARTS[part], STATE)
+        runs.write_results(part, "experiments/qat_runs.py", "int8 top-1 in %, batches of 16 digits", rows)
 
 
 if __name__ == "__main__":

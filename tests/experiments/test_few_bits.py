@@ -282,6 +282,8 @@ def test_what_is_written_has_pairs_instead_of_answers(tmp_path: Path, monkeypatc
     control = recorded.rows_where(found, network="residual net", arm="control", lr=0.001, seed=1)[0]
     assert (row["lost_to_control"], row["won_from_control"]) == (0, 0)
     assert row["lost_to_float"] == control["lost_to_float"] > 0
+    assert row["untrained"] == "MSE", "it reads more validation digits than min-max"
+    assert (row["lost_to_untrained"], row["won_from_untrained"]) == (0, 0)
 
 
 def test_runs_on_other_batches_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
