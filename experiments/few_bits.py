@@ -47,7 +47,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual net": networks.load_digit_resnet,
 }
 SCHEMES = {"8/8": (8, 8), "4/8": (4, 8), "3/8": (3, 8), "4/4": (4, 4), "3/3": (3, 3), "2/2": (2, 2)}  # weights / inputs
-SCHEMES_OF = {"residual net": [*SCHEMES], "MobileNetV2": [*SCHEMES][:4]}
 VARIED = "residual net", "2/2"  # the network and scheme of "one thing at a time"
 STEPS = {"MobileNetV2": 40, "residual net": 100}
 RATES = (3e-4, 1e-3, 3e-3)  # the tuning runs of QAT, and of the control
@@ -450,7 +449,7 @@ def best(rows: list[Run], **wanted: Any) -> Run:
 
 def plain_rounding(network: str) -> list[Run]:
     """The float network, and rounding to nearest with both kinds of ranges."""
-    arms = itertools.product(SCHEMES_OF[network], ("min-max", "MSE"), SEEDS)
+    arms = itertools.product(SCHEMES, ("min-max", "MSE"), SEEDS)
     found: list[Run] = [{"network": network, "arm": "float", "seed": 0}]
     return found + [{"network": network, "arm": arm, "bits": bits, "seed": seed} for bits, arm, seed in arms]
 
@@ -458,7 +457,7 @@ def plain_rounding(network: str) -> list[Run]:
 def adaptively_rounded(network: str) -> list[Run]:
     """The arm that chooses the rounding of each weight."""
     arm = {"network": network, "arm": "adaptive rounding"}
-    return [arm | {"bits": bits, "seed": seed} for bits in SCHEMES_OF[network] for seed in SEEDS]
+    return [arm | {"bits": bits, "seed": seed} for bits in SCHEMES for seed in SEEDS]
 
 
 def tuning(network: str, rows: list[Run]) -> list[Run]:
@@ -466,7 +465,7 @@ def tuning(network: str, rows: list[Run]) -> list[Run]:
     trained: Run = {"network": network, "steps": STEPS[network], "seed": 0}
     found = [trained | {"arm": "control", "lr": lr} for lr in RATES]
     plain = [row for row in rows if row["arm"] in ("min-max", "MSE")]
-    for bits in SCHEMES_OF[network]:
+    for bits in SCHEMES:
         ranges = best(plain, bits=bits, seed=0)["arm"]
         found += [trained | {"arm": "QAT", "bits": bits, "ranges": ranges, "lr": lr} for lr in RATES]
     return found
@@ -474,7 +473,7 @@ def tuning(network: str, rows: list[Run]) -> list[Run]:
 
 def repeated(network: str, rows: list[Run]) -> list[Run]:
     """The chosen run of QAT for each scheme, and that of the control, with all seeds."""
-    chosen = [best(rows, arm="control"), *(best(rows, arm="QAT", bits=bits) for bits in SCHEMES_OF[network])]
+    chosen = [best(rows, arm="control"), *(best(rows, arm="QAT", bits=bits) for bits in SCHEMES)]
     return [{key: row[key] for key in CENTER if key in row} | {"seed": seed} for row in chosen for seed in SEEDS]
 
 
@@ -493,8 +492,8 @@ def one_at_a_time(rows: list[Run]) -> list[Run]:
 def compared(row: Run, rows: list[Run]) -> Run:
     """The row with the digits lost and won against float in place of its answers.
 
-    QAT is also compared with the control, and with the post-training method that reads most validation digits of seed 0:
-    both sides had one run for each of three candidates to choose from.
+    QAT is also compared with the control, and with the post-training method that reads most validation digits of
+    seed 0: both sides had one run for each of three candidates to choose from.
 
     Raises:
         BatchesError: as :func:`require_same_batches`.
@@ -579,7 +578,7 @@ def main() -> None:
         atomic.write_text(COSTS, json.dumps(costs()))
     run = partial(runs.run_all, measure, state_file=STATE, workers=arguments.workers)
     rows: list[Run] = []
-    for network in SCHEMES_OF:
+    for network in NETWORKS:
         mine = run(plain_rounding(network))
         mine += run(tuning(network, mine))
         rows += mine + run(repeated(network, mine)) + run(adaptively_rounded(network))

@@ -253,7 +253,7 @@ def fake_rows(network: str = "residual net") -> list[dict[str, Any]]:
 def test_each_step_chooses_on_validation_what_the_next_one_runs() -> None:
     rows = fake_run(few_bits.plain_rounding("residual net"))
     tuned = few_bits.tuning("residual net", rows)
-    arms = len(few_bits.SCHEMES_OF["residual net"]) + 1
+    arms = len(few_bits.SCHEMES) + 1
     assert len(tuned) == arms * len(few_bits.RATES)
     assert {run["ranges"] for run in tuned if run["arm"] == "QAT"} == {"MSE"}
     rows += fake_run(tuned)
