@@ -1,9 +1,11 @@
 """Fewer bits than eight: what post-training quantization keeps, and what training brings back.
 
-Writes qhelpers/book/results/few_bits.json. About an hour on one core; an interrupted call goes on with the runs that
-it lacks. Choices are made on the 500 validation digits; the 1,000 test digits are only reported.
+Writes three files of qhelpers/book/results: few_bits.json (about an hour on one core); few_bits_after_rounding.json (a
+quarter of an hour), in which training starts from what adaptive rounding has made; and few_bits_longer.json (half an
+hour), in which it takes eight times as many steps from there. An interrupted call goes on with the runs that it lacks.
+Choices are made on the 500 validation digits; the 1,000 test digits are only reported.
 
-    python -m experiments.few_bits [--workers 2]
+    python -m experiments.few_bits [few_bits | few_bits_after_rounding | few_bits_longer] [--workers 2]
     python -m experiments.few_bits --cost  # time and memory of a training step, on a quiet machine
 
 What is the same for all arms: batch norms are folded before anything else, so that the network that is trained is the
@@ -48,6 +50,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 SCHEMES = {"8/8": (8, 8), "4/8": (4, 8), "3/8": (3, 8), "4/4": (4, 4), "3/3": (3, 3), "2/2": (2, 2)}  # weights / inputs
 VARIED = "residual net", "2/2"  # the network and scheme of "one thing at a time"
+AFTER_ROUNDING = {"MobileNetV2": ["3/3", "2/2"], "residual net": ["2/2"]}  # where adaptive rounding loses most
+LONGER = 8  # times as many steps, at the fewest bits
 STEPS = {"MobileNetV2": 40, "residual net": 100}
 RATES = (3e-4, 1e-3, 3e-3)  # the tuning runs of QAT, and of the control
 SEEDS = range(3)
@@ -403,9 +407,9 @@ def made(run: Run) -> tuple[nn.Module, Run]:
         return original, {}
     net, about = original, {}
     if run["arm"] != "control":
-        images = calibration_images(seed)
-        net = quantized(original, SCHEMES[run["bits"]], images, optimal=run.get("ranges", run["arm"]) != "min-max")
-        if run["arm"] == "adaptive rounding":
+        images, ranges = calibration_images(seed), run.get("ranges", run["arm"])
+        net = quantized(original, SCHEMES[run["bits"]], images, optimal=ranges != "min-max")
+        if ranges == "adaptive rounding":
             adaptive_rounding(net, original, images, ROUNDING_RATE, seed)
     if run["arm"] in ("QAT", "control"):
         if run.get("scales") == "fixed":
@@ -454,26 +458,31 @@ def plain_rounding(network: str) -> list[Run]:
     return found + [{"network": network, "arm": arm, "bits": bits, "seed": seed} for bits, arm, seed in arms]
 
 
-def adaptively_rounded(network: str) -> list[Run]:
+def adaptively_rounded(network: str, schemes: Iterable[str] = SCHEMES) -> list[Run]:
     """The arm that chooses the rounding of each weight."""
     arm = {"network": network, "arm": "adaptive rounding"}
-    return [arm | {"bits": bits, "seed": seed} for bits in SCHEMES for seed in SEEDS]
+    return [arm | {"bits": bits, "seed": seed} for bits in schemes for seed in SEEDS]
 
 
-def tuning(network: str, rows: list[Run]) -> list[Run]:
-    """One run of seed 0 for each rate: of the control, and of QAT from the better of the two plain ranges."""
-    trained: Run = {"network": network, "steps": STEPS[network], "seed": 0}
+def tuning(network: str, rows: list[Run], schemes: Iterable[str] = SCHEMES, longer: int = 1) -> list[Run]:
+    """One run of seed 0 for each rate: of the control, and of QAT from the best that the rows have without training."""
+    trained: Run = {"network": network, "steps": longer * STEPS[network], "seed": 0}
     found = [trained | {"arm": "control", "lr": lr} for lr in RATES]
-    plain = [row for row in rows if row["arm"] in ("min-max", "MSE")]
-    for bits in SCHEMES:
-        ranges = best(plain, bits=bits, seed=0)["arm"]
+    for bits in schemes:
+        ranges = without_training(rows, bits)
         found += [trained | {"arm": "QAT", "bits": bits, "ranges": ranges, "lr": lr} for lr in RATES]
     return found
 
 
-def repeated(network: str, rows: list[Run]) -> list[Run]:
+def without_training(rows: list[Run], bits: str) -> str:
+    """The arm without training that reads most validation digits at this width with seed 0."""
+    arm: str = best([row for row in rows if row["arm"] in WITHOUT_TRAINING], bits=bits, seed=0)["arm"]
+    return arm
+
+
+def repeated(network: str, rows: list[Run], schemes: Iterable[str] = SCHEMES) -> list[Run]:
     """The chosen run of QAT for each scheme, and that of the control, with all seeds."""
-    chosen = [best(rows, arm="control"), *(best(rows, arm="QAT", bits=bits) for bits in SCHEMES)]
+    chosen = [best(rows, arm="control"), *(best(rows, arm="QAT", bits=bits) for bits in schemes)]
     return [{key: row[key] for key in CENTER if key in row} | {"seed": seed} for row in chosen for seed in SEEDS]
 
 
@@ -500,10 +509,11 @@ def compared(row: Run, rows: list[Run]) -> Run:
     """
     mine = [one for one in rows if one["network"] == row["network"]]
     others = {"float": best(mine, arm="float")}
-    if row["arm"] == "QAT" and row["steps"] == STEPS[row["network"]]:
-        chosen = best(mine, arm="control", seed=0)["lr"]
-        others["control"] = best(mine, arm="control", lr=chosen, seed=row["seed"])
-        arm = best([one for one in mine if one["arm"] in WITHOUT_TRAINING], bits=row["bits"], seed=0)["arm"]
+    controls = [one for one in mine if one["arm"] == "control" and one["steps"] == row.get("steps")]
+    if row["arm"] == "QAT" and controls:
+        chosen = best(controls, seed=0)["lr"]
+        others["control"] = best(controls, lr=chosen, seed=row["seed"])
+        arm = without_training(mine, row["bits"])
         others["untrained"] = best(mine, arm=arm, bits=row["bits"], seed=row["seed"])
     found = {key: value for key, value in row.items() if key != "answers"}
     if "answers" not in row:  # it diverged
@@ -566,6 +576,7 @@ def costs(processes: int = 5) -> list[Run]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("part", nargs="?", choices=PARTS, help="both if none is named")
     options.add_argument("--workers", type=int, default=1)
     options.add_argument("--cost", action="store_true", help="measure the cost of a step first, on a quiet machine")
     options.add_argument("--cost-of", nargs=2, metavar=("NETWORK", "KIND"), help=argparse.SUPPRESS)
@@ -577,22 +588,45 @@ def main() -> None:
     if arguments.cost:
         atomic.write_text(COSTS, json.dumps(costs()))
     run = partial(runs.run_all, measure, state_file=STATE, workers=arguments.workers)
+    for part in [arguments.part] if arguments.part else PARTS:
+        write(part, PARTS[part](run))
+
+
+def all_arms(run: Callable[[list[Run]], list[Run]]) -> list[Run]:
+    """Every arm at every width; training starts from rounding to nearest."""
     rows: list[Run] = []
     for network in NETWORKS:
         mine = run(plain_rounding(network))
         mine += run(tuning(network, mine))
         rows += mine + run(repeated(network, mine)) + run(adaptively_rounded(network))
-        write(rows)
-    write(rows + run(one_at_a_time(rows)))
+    return rows + run(one_at_a_time(rows))
 
 
-def write(rows: Iterable[Run]) -> None:
-    """The results file, each run once: a tuning run that was chosen is also the first of the repeated ones."""
+def after_rounding(run: Callable[[list[Run]], list[Run]], longer: int = 1) -> list[Run]:
+    """Training that starts from adaptive rounding, tuned anew; where it is longer, at the fewest bits only."""
+    rows: list[Run] = []
+    for network, schemes in AFTER_ROUNDING.items():
+        schemes = schemes if longer == 1 else schemes[-1:]
+        mine = run([{"network": network, "arm": "float", "seed": 0}, *adaptively_rounded(network, schemes)])
+        mine += run(tuning(network, mine, schemes, longer))
+        rows += mine + run(repeated(network, mine, schemes))
+    return rows
+
+
+PARTS: dict[str, Callable[[Any], list[Run]]] = {
+    "few_bits": all_arms,
+    "few_bits_after_rounding": after_rounding,
+    "few_bits_longer": partial(after_rounding, longer=LONGER),
+}
+
+
+def write(part: str, rows: Iterable[Run]) -> None:
+    """A results file, each run once: a tuning run that was chosen is also the first of the repeated ones."""
     rows = [*{json.dumps(row, sort_keys=True): row for row in rows}.values()]
-    more: Run = {"step": json.loads(COSTS.read_text()) if COSTS.is_file() else []}
+    more: Run = {"step": json.loads(COSTS.read_text()) if COSTS.is_file() else []} if part == "few_bits" else {}
     more |= {"batch": BATCH, "rates": RATES, "seeds": [*SEEDS], "bits_of_first_and_last": EDGE_BITS}
     measured = "top-1 in %; SQNR of the test logits against the float network's, in dB"
-    runs.write_results("few_bits", "experiments/few_bits.py", measured, [compared(row, rows) for row in rows], **more)
+    runs.write_results(part, "experiments/few_bits.py", measured, [compared(row, rows) for row in rows], **more)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -274,7 +275,7 @@ def test_what_is_written_has_pairs_instead_of_answers(tmp_path: Path, monkeypatc
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
     monkeypatch.setattr(few_bits, "COSTS", tmp_path / "none.json")
     rows = fake_rows()
-    few_bits.write(rows)
+    few_bits.write("few_bits", rows)
     found = recorded.results("few_bits", tmp_path)
     assert len(found["rows"]) < len(rows), "chosen tuning runs stand there once"
     assert "answers" not in json.dumps(found)
@@ -286,12 +287,53 @@ def test_what_is_written_has_pairs_instead_of_answers(tmp_path: Path, monkeypatc
     assert (row["lost_to_untrained"], row["won_from_untrained"]) == (0, 0)
 
 
+@pytest.mark.parametrize("network", few_bits.NETWORKS)
+def test_committed_results_have_all_arms_with_three_seeds_and_the_controls_batches(network: str) -> None:
+    found = recorded.results("few_bits")
+    for run in few_bits.plain_rounding(network) + few_bits.adaptively_rounded(network):
+        assert recorded.rows_where(found, **run)
+    mine = recorded.rows_where(found, network=network)
+    control = {row["seed"]: row["batches"] for row in mine if row["arm"] == "control"}
+    trained = [row for row in mine if row["arm"] == "QAT" and "part" not in row]
+    for bits in few_bits.SCHEMES:
+        by_rate = Counter(row["lr"] for row in trained if row["bits"] == bits)
+        assert sorted(by_rate.values()) == [1, 1, 3], "three rates were tried, and one was repeated"
+    assert all(row["batches"] == control[row["seed"]] for row in trained)
+    assert {row["process"] for row in found["step"]} == {0, 1, 2, 3, 4}
+
+
+def test_training_after_adaptive_rounding_starts_from_it() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def run(list_of_runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        asked.extend(list_of_runs)
+        return fake_run(list_of_runs)
+
+    few_bits.after_rounding(run)
+    trained = [one for one in asked if one["arm"] == "QAT"]
+    assert {one["ranges"] for one in trained} == {"adaptive rounding"}
+    assert {(one["network"], one["bits"]) for one in trained} == {
+        (network, bits) for network, schemes in few_bits.AFTER_ROUNDING.items() for bits in schemes
+    }
+
+
+def test_longer_training_has_a_control_that_is_as_long() -> None:
+    rows = few_bits.after_rounding(fake_run, longer=8)
+    for network in few_bits.NETWORKS:
+        long = [row for row in rows if row["network"] == network and "steps" in row]
+        assert {row["steps"] for row in long} == {8 * few_bits.STEPS[network]}
+        assert {row["arm"] for row in long} == {"QAT", "control"}
+        assert {row["bits"] for row in long if row["arm"] == "QAT"} == {"2/2"}
+    trained = next(row for row in rows if row["arm"] == "QAT")
+    assert {"lost_to_control", "lost_to_untrained"} <= set(few_bits.compared(trained, rows))
+
+
 def test_runs_on_other_batches_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "RESULTS", tmp_path)
     rows = fake_rows()
     next(row for row in rows if row["arm"] == "QAT")["batches"] = "others"
     with pytest.raises(few_bits.BatchesError):
-        few_bits.write(rows)
+        few_bits.write("few_bits", rows)
 
 
 def test_a_diverged_run_is_recorded_with_step_and_layer(monkeypatch: pytest.MonkeyPatch) -> None:
