@@ -1,8 +1,9 @@
 """Fewer bits than eight: what post-training quantization keeps, and what training brings back.
 
-Writes three files of qhelpers/book/results: few_bits.json (about an hour on one core); few_bits_after_rounding.json (a
+Writes files of qhelpers/book/results: few_bits.json (about an hour on one core); few_bits_after_rounding.json (a
 quarter of an hour), in which training starts from what adaptive rounding has made; and few_bits_longer.json (half an
-hour), in which it takes eight times as many steps from there. An interrupted call goes on with the runs that it lacks.
+hour; not recorded in the book yet), in which it takes eight times as many steps from there. An interrupted call goes on
+with the runs that it lacks.
 Choices are made on the 500 validation digits; the 1,000 test digits are only reported.
 
     python -m experiments.few_bits [few_bits | few_bits_after_rounding | few_bits_longer] [--workers 2]
@@ -16,11 +17,12 @@ The first and the last layer keep eight bits for both, as in the papers. Sums, b
 
 import argparse
 import copy
+import ctypes
 import hashlib
 import itertools
 import json
 import math
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -300,6 +302,8 @@ def patches(layer: Any, x: Tensor, places: Tensor) -> Tensor:
     """
     if isinstance(layer, nn.Linear):
         return x[places][:, None]
+    if set(layer.dilation) != {1} or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise NotImplementedError(f"Patches of {layer} are not known: only of plain zero padding without dilation.")
     (high, wide), (down, right) = layer.kernel_size, layer.stride
     padded = F.pad(x, (layer.padding[1],) * 2 + (layer.padding[0],) * 2)
     windows = padded.unfold(2, high, down).unfold(3, wide, right)  # (n, channels, rows, columns, high, wide)
@@ -539,7 +543,7 @@ def _classes(answers: str) -> Tensor:
 def cost(network: str, kind: str, steps: int = 12) -> Run:
     """Median time of a training step, and how far the process's memory rose above what it had before the first one.
 
-    To be called in a process of its own.
+    To be called in a process of its own, on Linux.
     """
     net = float_network(network)
     if kind == "QAT":
@@ -547,6 +551,8 @@ def cost(network: str, kind: str, steps: int = 12) -> Run:
     net.train()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
     images, labels = digits.training_batch(0, BATCH)
+    ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, or the steps hide in it
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before, times = _resident_mb(), []
     for _ in range(steps):
         started = time.perf_counter()
@@ -554,7 +560,8 @@ def cost(network: str, kind: str, steps: int = 12) -> Run:
         F.cross_entropy(net(images), labels).backward()
         optimizer.step()
         times.append(time.perf_counter() - started)
-    rise = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    rise = int(peak) / 1024 - before
     milliseconds = 1000 * statistics.median(times[2:])
     return {"network": network, "kind": kind, "ms": round(milliseconds, 1), "peak_mb": round(rise)}
 
@@ -576,7 +583,7 @@ def costs(processes: int = 5) -> list[Run]:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("part", nargs="?", choices=PARTS, help="both if none is named")
+    options.add_argument("part", nargs="?", choices=PARTS, help="all if none is named")
     options.add_argument("--workers", type=int, default=1)
     options.add_argument("--cost", action="store_true", help="measure the cost of a step first, on a quiet machine")
     options.add_argument("--cost-of", nargs=2, metavar=("NETWORK", "KIND"), help=argparse.SUPPRESS)

@@ -361,7 +361,15 @@ def test_scales_can_be_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [set(flags) for flags in seen] == [{True}, {False}]
 
 
-def test_a_step_has_a_time_and_a_peak() -> None:
-    found = few_bits.cost("residual net", "QAT", steps=3)
-    assert found["ms"] > 0
-    assert found["peak_mb"] >= 0
+def test_a_step_has_a_time_and_a_peak_that_rounding_raises() -> None:
+    plain, rounded = (few_bits.cost("residual net", kind, steps=3) for kind in ("float", "QAT"))
+    assert plain["ms"] > 0
+    assert 0 < plain["peak_mb"] < rounded["peak_mb"]
+
+
+@pytest.mark.parametrize("other", [{"dilation": 2}, {"padding_mode": "reflect"}, {"padding": "same"}])
+def test_patches_of_other_convolutions_are_refused(other: dict[str, Any]) -> None:
+    with torch.random.fork_rng(devices=[]):
+        layer = nn.Conv2d(3, 3, 3, **{"padding": 1} | other)
+    with pytest.raises(NotImplementedError, match="only of plain zero padding"):
+        few_bits.patches(layer, torch.zeros(1, 3, 8, 8), torch.arange(4))
