@@ -3,8 +3,7 @@
 Writes files of qhelpers/book/results: few_bits.json (about an hour on one core); few_bits_after_rounding.json (a
 quarter of an hour), in which training starts from what adaptive rounding has made; and few_bits_longer.json (half an
 hour; not recorded in the book yet), in which it takes eight times as many steps from there. An interrupted call goes on
-with the runs that it lacks.
-Choices are made on the 500 validation digits; the 1,000 test digits are only reported.
+with the runs that it lacks. Choices are made on the 500 validation digits; the 1,000 test digits are only reported.
 
     python -m experiments.few_bits [few_bits | few_bits_after_rounding | few_bits_longer] [--workers 2]
     python -m experiments.few_bits --cost  # time and memory of a training step, on a quiet machine
