@@ -1,8 +1,6 @@
 """The int8 MobileNetV2 that PyTorch publishes: from torch's hub cache, a bounded download, or a stand-in."""
 
-import shutil
 import tempfile
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +11,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import nn
 from torchvision.models import quantization as tvq
 
-from qhelpers import atomic, engines, guards
-from qhelpers.tasks import checkpoints
+from qhelpers import engines
+from qhelpers.tasks import checkpoints, downloads
 
 OFFICIAL = tvq.MobileNet_V2_QuantizedWeights.IMAGENET1K_QNNPACK_V1
 
@@ -81,45 +79,12 @@ def _download(url: str, target: Path, timeout_s: float, notes: list[str]) -> tup
     Returns:
         The state_dict, and whether it was kept.
     """
-    if timeout_s <= 0:
-        raise checkpoints.CheckpointError("Downloads are switched off (timeout_s=0).")
     # a thread that was left behind may still write into the folder
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         downloaded = Path(folder) / target.name
-        _fetch(url, downloaded, timeout_s)
-        state = checkpoints.load_state(downloaded)
-        if target.exists():
-            return state, False
-        try:
-            with atomic.replacing(target) as part:
-                shutil.copyfile(downloaded, part)
-        except OSError as error:
-            notes.append(f"Nothing is kept in the cache. {error}")
-            return state, False
-        return state, True
-
-
-def _fetch(url: str, part: Path, timeout_s: float) -> None:
-    """Download in a thread that is left behind at the deadline: name look-ups know no time limit."""
-    hash_prefix = url.rsplit("-", 1)[-1].rsplit("_", 1)[-1].split(".")[0]
-    outcome: list[Exception | None] = []
-
-    def work() -> None:
-        try:
-            torch.hub.download_url_to_file(url, str(part), hash_prefix=hash_prefix, progress=False)
-            outcome.append(None)
-        except Exception as error:  # handed over to the waiting thread, whatever it is
-            outcome.append(error)
-
-    thread = threading.Thread(target=work, daemon=True, name="bounded-download")
-    thread.start()
-    thread.join(timeout_s)
-    if not outcome:
-        raise checkpoints.CheckpointError(f"The download was given up after {timeout_s:.0f} s.")
-    if outcome[0] is not None:
-        raise checkpoints.CheckpointError(f"{type(outcome[0]).__name__}: {guards.first_line(outcome[0])}") from outcome[
-            0
-        ]
+        hash_prefix = url.rsplit("-", 1)[-1].rsplit("_", 1)[-1].split(".")[0]
+        downloads.fetch(url, downloaded, timeout_s, hash_prefix)
+        return checkpoints.load_state(downloaded), downloads.keep(downloaded, target, notes)
 
 
 def float_from_int8(int8: Any) -> nn.Module:
