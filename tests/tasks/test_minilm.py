@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.ao import quantization as tq
 
 from qhelpers import guards
 from qhelpers.tasks import checkpoints, minilm
@@ -286,6 +287,13 @@ def test_the_encoder_gives_the_same_in_the_order_of_the_texts(found: minilm.Mini
     encoded = minilm.encode(minilm.SentenceEncoder(found.model), found.tokenizer, texts, batch=2)
     each = [minilm.embed(found.model, minilm.tokenize(found.tokenizer, [text]))[0] for text in texts]
     assert torch.allclose(encoded, torch.stack(each), atol=1e-5)
+
+
+def test_the_encoder_feeds_an_int8_table_of_words(found: minilm.MiniLM) -> None:
+    spec = {"embeddings.word_embeddings": tq.float_qparams_weight_only_qconfig}
+    int8 = tq.quantize_dynamic(found.model, spec)
+    encoded = minilm.encode(minilm.SentenceEncoder(int8), found.tokenizer, ["a b c d e", "a", "c c c", "b"], batch=2)
+    assert encoded.shape == (4, 8)
 
 
 def test_training_mode_is_refused(found: minilm.MiniLM) -> None:
