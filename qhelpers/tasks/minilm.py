@@ -313,9 +313,10 @@ def encode(
     tokens = tokenize(tokenizer, texts, most, truncate=True)
     lengths = tokens["attention_mask"].sum(1)
     order = lengths.argsort(stable=True)
+    turns = [order[start : start + batch] for start in range(0, len(order), batch)]
     parts = []
     with torch.inference_mode():
-        for rows in progress_bar(order.split(batch), doing="encoding", unit="batch"):
+        for rows in progress_bar(turns, doing="encoding", unit="batch"):
             longest = int(lengths[rows].max())
             codes, mask = (tokens[name][rows, :longest] for name in ("input_ids", "attention_mask"))
             parts.append(encoder(codes, mask).float())
