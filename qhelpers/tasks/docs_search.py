@@ -101,8 +101,10 @@ def _all_pairs() -> Iterator[Pair]:
         parent, _, last = name.rpartition(".")
         home = torch.Tensor if last == "Tensor" else importlib.import_module(name if parent else "torch")
         for attribute in sorted(getattr(home, "__all__", vars(home))):
-            text = getattr(getattr(home, attribute, None), "__doc__", None)
-            if not attribute.startswith("_") and isinstance(text, str) and callable(getattr(home, attribute)):
+            value = getattr(home, attribute, None)
+            text = getattr(value, "__doc__", None)
+            of_torch = (getattr(value, "__module__", None) or "torch").startswith("torch")  # no int under another name
+            if not attribute.startswith("_") and callable(value) and isinstance(text, str) and of_torch:
                 yield Pair(f"{name}.{attribute}", *split_docstring(text))
 
 

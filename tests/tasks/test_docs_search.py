@@ -1,5 +1,7 @@
 """The search task: pairs from the installed torch, the same each time, and the places at which queries find them."""
 
+import operator
+
 import pytest
 import torch
 
@@ -18,6 +20,12 @@ def test_pairs_are_disjoint_unique_and_the_same_each_time() -> None:
 def test_pairs_come_from_all_over_the_api() -> None:
     names = {pair.name.rpartition(".")[0] for pair in docs_search.load_pairs(400)}
     assert names >= {"torch", "torch.nn", "torch.nn.functional", "torch.linalg", "torch.optim"}
+
+
+def test_what_torch_only_passes_on_is_left_out() -> None:
+    found = [operator.attrgetter(pair.name.removeprefix("torch."))(torch) for pair in docs_search._all_pairs()]
+    homes = {getattr(value, "__module__", None) or "torch" for value in found}  # functional.DType, say, is int
+    assert not [home for home in homes if not home.startswith("torch")]
 
 
 def test_fewer_pairs_are_some_of_the_same() -> None:
