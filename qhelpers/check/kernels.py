@@ -129,6 +129,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.conversions += changes and any(part in name for part in EAGER_CONVERTS)
         integer = any(part in name for part in EAGER_INTEGER)
         for one in weights:
+            if one.integers and name == "aten::sum":
+                continue  # for the zero point of the activations; the product is another kernel's
             why = census.UNPACKED if one.integers and not integer else ""
             self.used.append(census.Used(name, one.value, integer, why, one.name))
         for packed in given:
