@@ -29,7 +29,7 @@ SHAPES = {"1 × 16": (1, 16), "1 × 128": (1, 128), "16 × 64": (16, 64)}  # tex
 ROUNDS = {"1 × 16": 30, "1 × 128": 15, "16 × 64": 6}
 THREADS = (1, 2)
 BATCH = 16  # of the quality's fixed shape, with docs_search.MOST_TOKENS
-FLOAT = "float, eager"
+FLOAT, BF16 = "float, eager", "bf16, eager"
 
 Encoder = Callable[[Tensor, Tensor], Tensor]
 
@@ -94,7 +94,6 @@ def compiled_here(make: Callable[[], nn.Module], inputs: Sequence[Tensor], count
 
     encoder = minilm.SentenceEncoder(make()).eval()
     found = compiled.of_compiled(minilm.SentenceEncoder(float_model()), encoder, *inputs) if count else None
-    torch._dynamo.reset()
     run = torch.compile(encoder, dynamic=False)
     with torch.no_grad(), inductor.patch(freezing=True):
         run(*inputs)
@@ -146,7 +145,7 @@ def bf16() -> nn.Module:
 PER_TOKEN, WEIGHTS = "Int8DynamicActivationInt8WeightConfig", "Int8WeightOnlyConfig"
 CALLS: dict[str, Callable[[Sequence[Tensor], bool], Built]] = {
     FLOAT: partial(eager, float_model),
-    "bf16, eager": partial(eager, bf16),
+    BF16: partial(eager, bf16),
     "quantize_dynamic, per tensor": partial(eager, partial(dynamic, False)),
     "quantize_dynamic, per channel": partial(eager, partial(dynamic, True)),
     "quantize_dynamic, words too": partial(eager, partial(dynamic, True, words=True)),
@@ -235,21 +234,23 @@ def latency(shape: str, threads: int, processes: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     inputs = example(shape)
     rivals = float_paths.rivals(minilm.SentenceEncoder(float_model()), *inputs, threads=THREADS)
-    floats = {name: run for name, run in rivals.candidates.items() if name not in (float_paths.EAGER, "bf16, eager")}
+    twice = (float_paths.EAGER, float_paths.BF16_EAGER)  # CALLS has them
+    floats = {name: run for name, run in rivals.candidates.items() if name not in twice}
     candidates: dict[str, Callable[[], Any]] = {
         name: float_paths.FromFile(partial(ready, name), Path(), inputs) for name in CALLS
     }
     found = benchmark.compare_latency(
         candidates | floats, rounds=ROUNDS[shape], across_processes=processes, threads=threads
     )
-    best = found.fastest([FLOAT, "bf16, eager", *floats])
+    without_int8 = [FLOAT, BF16, *floats]
+    best = found.fastest(without_int8)
     print(shape, threads, best, rivals.noted, found, sep="\n", flush=True)
     rows = []
     for name in (*candidates, *floats):
         over = {key: found.ratio(name, rival) for key, rival in (("eager", FLOAT), ("best", best))}
         ratios = {key: [one.value, one.low, one.high] for key, one in over.items()}
         rows.append({"call": name, "shape": shape, "threads": threads, "ms": found.steady_ms(name)} | ratios)
-        rows[-1] |= {"float": name in (FLOAT, "bf16, eager", *floats), "is_best_float": name == best}
+        rows[-1] |= {"float": name in without_int8, "is_best_float": name == best}
         rows[-1]["noise_percent"] = found.noise_percent
     return rows
 
