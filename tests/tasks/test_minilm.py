@@ -361,7 +361,6 @@ def test_without_any_files_the_books_own_transformer_takes_the_place(places: Sim
     assert near.min() > 0.99
     with pytest.raises(minilm.TokenError, match="has no token"):
         minilm.tokenize(found.tokenizer, [""])
-    assert minilm.load_or_own.__doc__
 
 
 def test_where_the_files_are_the_published_network_is_taken(places: SimpleNamespace, network: Path) -> None:
