@@ -106,35 +106,29 @@ def _plainly(encoder: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         return encoder(*(value.clone() for value in inputs)).float()
 
 
-def pt2e(inputs: Sequence[Tensor], count: bool) -> Built:
-    """PT2E with dynamic scales, compiled ahead by inductor for the number of threads that is set."""
-    return _from_file("aotinductor", "int8.pt2", inputs, count)
-
-
-def xnnpack(inputs: Sequence[Tensor], count: bool) -> Built:
-    """PT2E with dynamic scales, lowered to XNNPACK in a ``.pte``."""
-    return _from_file("executorch", "int8.pte", inputs, count)
-
-
-def onnx_runtime(inputs: Sequence[Tensor], count: bool) -> Built:
-    """ONNX Runtime's ``quantize_dynamic``."""
-    return _from_file("onnx-x86", "int8.onnx", inputs, count)
-
-
-def _from_file(target: str, name: str, inputs: Sequence[Tensor], count: bool) -> Built:
-    encoder = minilm.SentenceEncoder(float_model())
+def from_file(target: str, inputs: Sequence[Tensor], count: bool) -> Built:
+    """Written to a file, and loaded from it."""
     with tempfile.TemporaryDirectory(prefix="bert-") as folder:
-        path = Path(folder) / name
-        if target.startswith("onnx"):
-            targets.write_dynamic_onnx(encoder, inputs, path)
-        else:
-            captured = targets.captured(encoder, tuple(inputs), target)
-            graph = targets.prepared(captured, [tuple(inputs)], targets.quantizer(target, "dynamic"))
-            targets.write(target, encoder, targets.converted(graph), inputs, path)
+        path = Path(folder) / f"int8.{FILES[target]}"
+        write_file(target, inputs, path)
+        encoder = minilm.SentenceEncoder(float_model())
         found = targets.counted(target, encoder, encoder, path, inputs) if count else None
         run = targets.load(target, path)
-        size_mb = path.stat().st_size / 1e6
-    return Built(lambda *tensors: run(*tensors)[0], size_mb, found)
+        return Built(lambda *tensors: run(*tensors)[0], path.stat().st_size / 1e6, found)
+
+
+def write_file(target: str, inputs: Sequence[Tensor], path: Path) -> None:
+    """The network with dynamic scales: by ONNX Runtime's own call, else by PT2E and the target's compiler.
+
+    A package of inductor is compiled for the number of threads that is set.
+    """
+    encoder = minilm.SentenceEncoder(float_model())
+    if target.startswith("onnx"):
+        targets.write_dynamic_onnx(encoder, inputs, path)
+        return
+    captured = targets.captured(encoder, tuple(inputs), target)
+    graph = targets.prepared(captured, [tuple(inputs)], targets.quantizer(target, "dynamic"))
+    targets.write(target, encoder, targets.converted(graph), inputs, path)
 
 
 def bf16() -> nn.Module:
@@ -142,6 +136,12 @@ def bf16() -> nn.Module:
     return copy.deepcopy(float_model()).bfloat16()
 
 
+TARGETS = {
+    "PT2E dynamic, inductor": "aotinductor",
+    "ONNX Runtime dynamic": "onnx-x86",
+    "XNNPACK dynamic (.pte)": "executorch",
+}
+FILES = {"aotinductor": "pt2", "onnx-x86": "onnx", "executorch": "pte"}
 PER_TOKEN, WEIGHTS = "Int8DynamicActivationInt8WeightConfig", "Int8WeightOnlyConfig"
 CALLS: dict[str, Callable[[Sequence[Tensor], bool], Built]] = {
     FLOAT: partial(eager, float_model),
@@ -153,11 +153,9 @@ CALLS: dict[str, Callable[[Sequence[Tensor], bool], Built]] = {
     "torchao dynamic, compiled": partial(compiled_here, partial(with_torchao, PER_TOKEN)),
     "torchao weight-only, eager": partial(eager, partial(with_torchao, WEIGHTS)),
     "torchao weight-only in bf16, compiled": partial(compiled_here, partial(with_torchao, WEIGHTS, torch.bfloat16)),
-    "PT2E dynamic, inductor": pt2e,
-    "ONNX Runtime dynamic": onnx_runtime,
-    "XNNPACK dynamic (.pte)": xnnpack,
+    **{name: partial(from_file, target) for name, target in TARGETS.items()},
 }
-EAGER = [name for name in CALLS if not name.endswith(("compiled", "inductor", "(.pte)", "Runtime dynamic"))]
+EAGER = [name for name in CALLS if not (name in TARGETS or name.endswith("compiled"))]
 
 
 # --- quality -------------------------------------------------------------------------------------------
@@ -221,12 +219,19 @@ def quality(run: runs.Run) -> dict[str, Any]:
 # --- speed ---------------------------------------------------------------------------------------------
 
 
-def ready(name: str, _: Path, inputs: Sequence[Tensor]) -> Callable[[], Tensor]:
-    """One call's model with its inputs, made anew in each process that times it."""
+def built_anew(name: str, _: Path, inputs: Sequence[Tensor]) -> Callable[[], Tensor]:
+    """One call's model with its inputs, made in the process that times it."""
     torch.backends.quantized.engine = engines.default_engine()
     with float_paths.quiet():
         built = CALLS[name](inputs, False)
     return partial(built.encoder, *inputs)
+
+
+def loaded(target: str, path: Path, inputs: Sequence[Tensor]) -> Callable[[], Any]:
+    """One call's file with its inputs."""
+    if target == "aotinductor":
+        return float_paths.open_pt2(path, inputs)
+    return (float_paths.open_onnx if target.startswith("onnx") else float_paths.open_pte)(path, inputs)
 
 
 def latency(shape: str, threads: int, processes: int) -> list[dict[str, Any]]:
@@ -236,12 +241,18 @@ def latency(shape: str, threads: int, processes: int) -> list[dict[str, Any]]:
     rivals = float_paths.rivals(minilm.SentenceEncoder(float_model()), *inputs, threads=THREADS)
     twice = (float_paths.EAGER, float_paths.BF16_EAGER)  # CALLS has them
     floats = {name: run for name, run in rivals.candidates.items() if name not in twice}
-    candidates: dict[str, Callable[[], Any]] = {
-        name: float_paths.FromFile(partial(ready, name), Path(), inputs) for name in CALLS
-    }
-    found = benchmark.compare_latency(
-        candidates | floats, rounds=ROUNDS[shape], across_processes=processes, threads=threads
-    )
+    candidates: dict[str, Callable[[], Any]] = {}
+    with tempfile.TemporaryDirectory(prefix="bert-") as folder:
+        for name in CALLS:
+            path, load = Path(folder), partial(built_anew, name)
+            if target := TARGETS.get(name):
+                path, load = path / f"int8.{FILES[target]}", partial(loaded, target)
+                with float_paths.using_threads(threads), float_paths.quiet():
+                    write_file(target, inputs, path)
+            candidates[name] = float_paths.FromFile(load, path, inputs)
+        found = benchmark.compare_latency(
+            candidates | floats, rounds=ROUNDS[shape], across_processes=processes, threads=threads
+        )
     without_int8 = [FLOAT, BF16, *floats]
     best = found.fastest(without_int8)
     print(shape, threads, best, rivals.noted, found, sep="\n", flush=True)
