@@ -20,8 +20,7 @@ def require_trainable(model: nn.Module) -> nn.Module:
     """Return the model if gradients can reach all its layers: none of them is int8.
 
     Raises:
-        GuardError: naming the first int8 layers. Their weights are no parameters, so an optimizer
-            either gets none, or trains only what was left in float, without a word.
+        GuardError: naming the first. Their weights are no parameters: an optimizer trains only what is float, if any.
 
     >>> require_trainable(nn.Linear(2, 2))
     Linear(in_features=2, out_features=2, bias=True)
@@ -102,20 +101,21 @@ def _has_int8_weights(module: nn.Module) -> bool:
 
 
 def require_quantized(model: nn.Module) -> nn.Module:
-    """Return the model if it has at least one module with packed int8 weights.
+    """Return the model if it has at least one module with packed int8 weights, or weights of one of torchao's types.
 
     Raises:
-        GuardError: else. PyTorch says nothing when ``convert`` finds no qconfig and leaves every
-            module in float.
+        GuardError: else. PyTorch says nothing when ``convert`` finds no qconfig, and torchao nothing when
+            ``quantize_`` finds no Linear layer. Every module is then still in float.
 
-    >>> require_quantized(nn.Linear(2, 2))
+    >>> require_quantized(nn.Linear(2, 2))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    qhelpers.guards.GuardError: No module of this Linear holds int8 weights: was a qconfig set before prepare?
+    qhelpers.guards.GuardError: No module of this Linear holds int8 weights: was a qconfig set before prepare? ...
     """
-    if not int8_modules(model):
+    if not int8_modules(model) and all(type(one.data) is torch.Tensor for one in model.parameters()):
         raise GuardError(
-            f"No module of this {type(model).__name__} holds int8 weights: was a qconfig set before prepare?"
+            f"No module of this {type(model).__name__} holds int8 weights: was a qconfig set before prepare? "
+            f"(torchao's quantize_ changes Linear layers only, unless it is given a filter_fn.)"
         )
     return model
 

@@ -2,12 +2,13 @@
 
 import difflib
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization as tq
+from torch.ao.nn.quantizable import MultiheadAttention as QuantizableAttention
 from torch.ao.quantization import FakeQuantizeBase
 from torch.ao.quantization.quantization_mappings import get_default_dynamic_quant_module_mappings
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -93,6 +94,76 @@ def require_stubs(model: nn.Module) -> nn.Module:
     return model
 
 
+def require_attention_excluded(model: nn.Module) -> nn.Module:
+    """Return the model if no ``nn.MultiheadAttention`` in it has a qconfig; call it before ``prepare_qat``.
+
+    Raises:
+        guards.GuardError: naming the first. ``prepare_qat`` fails at its output projection, with an assertion that
+            names neither the layer nor attention (pytorch issue 118165).
+
+    >>> model = nn.TransformerEncoderLayer(8, 2)
+    >>> model.qconfig = tq.default_qat_qconfig
+    >>> require_attention_excluded(model)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    qhelpers.guards.GuardError: prepare_qat cannot train attention in int8 (self_attn): write it with nn.Linear ...
+    """
+    found = [name for name, config in _qconfigs(model) if config and _is_float_attention(model.get_submodule(name))]
+    if found:
+        raise guards.GuardError(
+            f"prepare_qat cannot train attention in int8 ({_first(found)}): write it with nn.Linear layers, or set the "
+            f"qconfig of each nn.MultiheadAttention to None, which leaves it in float."
+        )
+    return model
+
+
+def _qconfigs(module: nn.Module, name: str = "", inherited: Any = None) -> Iterator[tuple[str, Any]]:
+    """The qconfig that each module would get: its own, or that of the module that it is part of."""
+    config = getattr(module, "qconfig", inherited)
+    yield name, config
+    for part, child in module.named_children():
+        yield from _qconfigs(child, f"{name}.{part}".lstrip("."), config)
+
+
+def require_int8_attention(model: nn.Module) -> nn.Module:
+    """Return the model if none of its attention is float, or computes something else; call it after ``convert``.
+
+    Raises:
+        guards.GuardError: for an ``nn.MultiheadAttention`` with float weights. FX, ``quantize_dynamic`` and torchao's
+            ``quantize_`` and ``QATConfig`` leave at least its input projections in float. Or for one that ``prepare``
+            has taken apart with ``batch_first=True``: it mixes heads and tokens up (pytorch issue 67651).
+            PyTorch says nothing in either case.
+
+    >>> require_int8_attention(tq.quantize_dynamic(nn.MultiheadAttention(8, 2)))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    qhelpers.guards.GuardError: Attention was left in float ((whole model)): write it with nn.Linear layers, ...
+    """
+    modules = [(name or "(whole model)", module) for name, module in model.named_modules()]
+    if left := [name for name, module in modules if _is_float_attention(module)]:
+        raise guards.GuardError(
+            f"Attention was left in float ({_first(left)}): write it with nn.Linear layers, which every workflow "
+            f"quantizes, or export the model and use XNNPACKQuantizer, which finds the projections in the graph."
+        )
+    if wrong := [name for name, module in modules if isinstance(module, QuantizableAttention) and module.batch_first]:
+        raise guards.GuardError(
+            f"Prepared attention with batch_first=True computes something else ({_first(wrong)}): make it with "
+            f"batch_first=False, and transpose its inputs and its output."
+        )
+    return model
+
+
+def _is_float_attention(module: nn.Module) -> bool:
+    """An ``nn.MultiheadAttention``, or one derived from it, but not the one that eager mode's ``prepare`` makes."""
+    if not isinstance(module, nn.MultiheadAttention) or isinstance(module, QuantizableAttention):
+        return False
+    return any(type(one.data) is Tensor for name, one in module.named_parameters() if name.endswith("proj_weight"))
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
 def require_training(model: nn.Module) -> nn.Module:
     """Return the model if it and its batch norms are in training mode; call it before fusing for QAT.
 
@@ -111,8 +182,7 @@ def require_training(model: nn.Module) -> nn.Module:
         if not module.training and (module is model or isinstance(module, _BatchNorm))
     ]
     if resting:
-        shown = ", ".join(resting[:3]) + (", …" if len(resting) > 3 else "")
-        raise guards.GuardError(f"The model is in evaluation mode ({shown}): call .train() first.")
+        raise guards.GuardError(f"The model is in evaluation mode ({_first(resting)}): call .train() first.")
     return model
 
 
@@ -138,10 +208,9 @@ def require_calibrated(model: nn.Module) -> nn.Module:
         if any(True for _ in model.get_submodule(owner).parameters()) and _saw_nothing(model.get_submodule(name)):
             empty[owner] = None  # once, though a fake-quantized layer has two
     if empty:
-        shown = ", ".join([*empty][:3]) + (", …" if len(empty) > 3 else "")
         raise guards.GuardError(
-            f"{len(empty)} layers with weights have not been calibrated ({shown}): run calibrate first; if some "
-            f"layers stay empty, the calibration data miss a branch of the model."
+            f"{len(empty)} layers with weights have not been calibrated ({_first([*empty])}): run calibrate first; if "
+            f"some layers stay empty, the calibration data miss a branch of the model."
         )
     return model
 

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 from torch.ao import quantization as tq
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx, prepare_qat_fx
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 from qhelpers import engines, guards
 from qhelpers.check import eager_mode
@@ -162,3 +164,79 @@ def test_fake_quantizers_that_never_ran_are_found(net: nn.Module) -> None:
     net.train().qconfig = tq.get_default_qat_qconfig("qnnpack")
     with pytest.raises(guards.GuardError, match="2 layers with weights have not been calibrated"):
         eager_mode.require_calibrated(tq.prepare_qat(net))
+
+
+class Attends(nn.Module):
+    def __init__(self, batch_first: bool = True) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=batch_first), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixed: torch.Tensor = self.head(self.attention(x, x, x, need_weights=False)[0])
+        return mixed
+
+
+@pytest.mark.parametrize("qat", [False, True])
+def test_attention_that_fx_left_in_float_is_named(qat: bool) -> None:
+    make = tq.get_default_qat_qconfig_mapping if qat else tq.get_default_qconfig_mapping
+    prepare, x = (prepare_qat_fx if qat else prepare_fx), torch.randn(3, 5, 8)
+    with warnings.catch_warnings(), engines.using_engine("qnnpack"):
+        warnings.simplefilter("ignore")
+        ready = prepare(Attends().train(qat), make("qnnpack"), (x,))
+        ready(x)
+        int8 = convert_fx(ready.eval())
+    assert guards.int8_modules(int8) == ["head"], "FX has begun to quantize attention"
+    assert guards.require_quantized(int8) is int8
+    with pytest.raises(guards.GuardError, match=r"left in float \(attention\): write it with nn\.Linear"):
+        eager_mode.require_int8_attention(int8)
+
+
+def test_attention_that_torchao_left_in_float_is_named() -> None:
+    net = nn.Sequential(*(Attends() for _ in range(4)))
+    quantize_(net, Int8WeightOnlyConfig())
+    assert guards.require_quantized(net) is net
+    named = r"0\.attention, 1\.attention, 2\.attention, …"
+    with pytest.raises(guards.GuardError, match=named):
+        eager_mode.require_int8_attention(net)
+
+
+def test_a_model_without_linear_layers_is_not_quantized_by_torchao() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    quantize_(net, Int8WeightOnlyConfig())  # not a word
+    with pytest.raises(guards.GuardError, match="quantize_ changes Linear layers only"):
+        guards.require_quantized(net)
+
+
+def test_prepared_attention_with_the_batch_first_is_refused() -> None:
+    x = torch.randn(3, 5, 8)
+    for batch_first in (False, True):
+        net = Attends(batch_first).eval()
+        exact = net(x)
+        net.qconfig = quiet_qconfig("qnnpack")
+        ready = tq.prepare(net)
+        same = torch.allclose(ready(x), exact, atol=1e-5)  # nothing is rounded yet
+        assert same is not batch_first, "pytorch issue 67651 is closed"
+        with warnings.catch_warnings(), engines.using_engine("qnnpack"):
+            warnings.simplefilter("ignore")  # the scaling of the query has an observer that it never calls
+            int8 = tq.convert(ready)
+        assert len(guards.int8_modules(int8)) == 5
+        if same:
+            assert eager_mode.require_int8_attention(int8) is int8
+            continue
+        for wrong in (ready, int8):
+            with pytest.raises(guards.GuardError, match="batch_first=False, and transpose"):
+                eager_mode.require_int8_attention(wrong)
+
+
+def test_attention_is_named_before_prepare_qat_fails() -> None:
+    net = Attends().train()
+    assert eager_mode.require_attention_excluded(net) is net, "without a qconfig nothing is prepared"
+    net.qconfig = tq.get_default_qat_qconfig("qnnpack")
+    with pytest.raises(guards.GuardError, match=r"attention in int8 \(attention\).*qconfig .* to None"):
+        eager_mode.require_attention_excluded(net)
+    with pytest.raises(AssertionError, match="only works for Linear"):
+        tq.prepare_qat(net)
+    net = Attends().train()
+    net.qconfig, net.attention.qconfig = tq.get_default_qat_qconfig("qnnpack"), None
+    assert eager_mode.require_attention_excluded(net) is net
+    assert tq.prepare_qat(net).attention.in_proj_weight is not None
