@@ -55,7 +55,7 @@ def batch_of(codes: Tensor, step: int, seed: int) -> loop.Batch:
     return window[:, :-1], window[:, 1:].flatten()
 
 
-def keep_best(model: networks.CharLSTM, validation: Tensor, file: Path) -> float:
+def keep_best(model: nn.Module, validation: Tensor, file: Path) -> float:
     """Write the model and its bits a character on the validation text, unless the file has a better one."""
     bits = manual_text.bits_per_character(model.eval(), validation)
     if not file.is_file() or bits < torch.load(file, weights_only=True)["bits"]:

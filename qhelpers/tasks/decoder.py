@@ -47,7 +47,7 @@ class Attention(nn.Module):
         before, total = kept.shape[3] - length, kept.shape[3]
         # keys are kept as they were before the rotation, so that the positions can always count from 0
         queries = rotated(split[0], before)
-        plain, mask = bool(past is None and total <= self.context), None
+        plain, mask = bool(past is None and total <= self.context), None  # no symbol, where it is exported
         if not plain and length > 1:
             distance = torch.arange(before, total)[:, None] - torch.arange(total)
             mask = (distance >= 0) & (distance < self.context)
@@ -104,3 +104,19 @@ class Decoder(nn.Module):
             x, after = block(x, None if state is None else state[i])
             kept.append(after)
         return self.head(self.norm(x)), kept
+
+
+def load_decoder() -> Decoder:
+    """The committed decoder in float32, in evaluation mode; its file holds float16.
+
+    Raises:
+        CheckpointError: if the committed file is missing or altered.
+
+    >>> load_decoder().head
+    Linear(in_features=256, out_features=103, bias=False)
+    """
+    state = checkpoints.committed_state(WEIGHTS)
+    with torch.random.fork_rng(devices=[]):
+        model = Decoder()
+    checkpoints.load_into(model, {key: value.float() for key, value in state.items()}, WEIGHTS)
+    return model

@@ -1,0 +1,174 @@
+"""Weights in groups with a scale each: what has to fit, and the int4 kernel of PyTorch with what it passes over."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+KERNEL = "aten::_weight_int4pack_mm_for_cpu"
+ROWS = 16  # a multiple of them is what the kernel packs
+GROUPS = (32, 64, 128, 256)
+BITS = range(2, 9)
+# By what PyTorch calls the instructions that it uses: whether the kernel has vector code for them.
+VECTOR_CODE = {"AVX512": True, "AVX2": True, "DEFAULT": False}
+
+
+class GroupError(ValueError):
+    """Weights cannot be cut into such groups, or a kernel for them is missing, slow, or was packed for other ones."""
+
+
+def require_groups(columns: int, group: int, bits: int = 4) -> int:
+    """How many groups a row of weights has.
+
+    Args:
+        columns: weights in a row, the inputs of a Linear layer.
+        group: how many of them share a scale.
+        bits: of a code.
+
+    Raises:
+        GroupError: naming both numbers if the group does not divide the row, or naming the bits if they are not 2 to 8.
+
+    >>> require_groups(256, 32)
+    8
+    >>> require_groups(768, 256, bits=5)
+    3
+    """
+    if isinstance(bits, bool) or bits not in BITS:
+        raise GroupError(f"There are no codes of {bits!r} bits: take a whole number from {BITS[0]} to {BITS[-1]}.")
+    if isinstance(group, bool) or not isinstance(group, int) or group < 1:
+        raise GroupError(f"A group of {group!r} weights cannot be: take a whole number from 1 on.")
+    if columns % group:
+        fitting = [size for size in GROUPS if columns % size == 0] or [columns]
+        raise GroupError(
+            f"Groups of {group} do not divide rows of {columns} weights; these do: {', '.join(map(str, fitting))}."
+        )
+    return columns // group
+
+
+def require_changed(model: nn.Module, before: Sequence[str]) -> list[str]:
+    """The names of the Linear layers, if torchao has replaced the weight of each of them.
+
+    Args:
+        model: after ``quantize_``.
+        before: names of the layers whose weights were to be replaced.
+
+    Raises:
+        GroupError: naming layers that still have a plain weight. torchao skips a layer whose rows its group does not
+            divide, and says so only in its log.
+    """
+    weights = {name: model.get_parameter(f"{name}.weight") for name in before}
+    plain = [name for name, weight in weights.items() if type(weight) in (nn.Parameter, Tensor)]
+    if plain:
+        shown = ", ".join(f"{name} (rows of {weights[name].shape[1]})" for name in plain[:3])
+        raise GroupError(
+            f"{len(plain)} of {len(before)} layers kept their float weights: {shown}. Choose a group that divides them."
+        )
+    return list(before)
+
+
+def require_kernel(name: str, fallback: str) -> str:
+    """The name of an operator, if this installation has a kernel for it on the CPU.
+
+    Args:
+        name: such as ``torchao::da8w4_linear_cpu``.
+        fallback: what there is instead, and what it costs: the end of the message.
+
+    Raises:
+        GroupError: naming the operator and the fallback.
+
+    >>> require_kernel(KERNEL, "")
+    'aten::_weight_int4pack_mm_for_cpu'
+    """
+    if not (torch._C._dispatch_has_kernel(name) and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")):
+        raise GroupError(f"This installation has no kernel {name} for this processor. Instead: {fallback}")
+    return name
+
+
+def instructions() -> str:
+    """The vector instructions that PyTorch's own kernels use here, which decide how int4 weights are packed.
+
+    >>> instructions() == instructions().upper()
+    True
+    """
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def require_fast_int4(dtype: torch.dtype, slower: float, used: str | None = None) -> str:
+    """The instructions in use, if the int4 kernel has vector code for them and for the inputs.
+
+    Args:
+        dtype: of the layer's inputs.
+        slower: how many times as long as a bf16 layer the scalar code was measured to take, for the message.
+        used: instructions; if None, this machine's.
+
+    Raises:
+        GroupError: naming what lacks vector code, and the cost. PyTorch runs the scalar code without a word.
+
+    >>> require_fast_int4(torch.bfloat16, 10, used="AVX2")
+    'AVX2'
+    """
+    used = used or instructions()
+    cost = f"its scalar code took {slower:.0f} times as long as a bf16 layer."
+    if not VECTOR_CODE.get(used, False):
+        raise GroupError(f"{KERNEL} has no vector code for {used}: {cost} Stay with bf16 or int8.")
+    if dtype != torch.bfloat16:
+        raise GroupError(f"{KERNEL} has no vector code for {dtype} inputs: {cost} Use bf16.")
+    return used
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights of four bits in the order of one processor's instructions, with a scale and an offset for each group."""
+
+    data: Tensor
+    scale_and_offset: Tensor  # (groups, rows, 2)
+    group: int
+    packed_for: str
+
+
+def pack_int4(codes: Tensor, scale: Tensor, zero_point: Tensor, group: int) -> Packed:
+    """Pack codes for PyTorch's int4 kernel on this machine.
+
+    Args:
+        codes: 0 to 15, of shape ``(rows, columns)``.
+        scale: of shape ``(rows, groups)``.
+        zero_point: the code of 0, of the same shape.
+        group: columns that share a scale: 32, 64, 128 or 256.
+
+    Raises:
+        GroupError: if the group does not divide the row or is none of the kernel's, or the rows are no multiple of 16.
+
+    >>> codes, one = torch.full((16, 32), 9), torch.ones(16, 1)
+    >>> float(linear_int4(torch.ones(1, 32).bfloat16(), pack_int4(codes, one, 8 * one, group=32))[0, 0])
+    32.0
+    """
+    rows, columns = codes.shape
+    require_groups(columns, group)
+    if group not in GROUPS:
+        raise GroupError(f"{KERNEL} has no groups of {group}: take {', '.join(map(str, GROUPS))}.")
+    if rows % ROWS:
+        raise GroupError(
+            f"{KERNEL} wants a multiple of {ROWS} rows, here are {rows}: pad to {-(-rows // ROWS) * ROWS}."
+        )
+    data = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 1)
+    offset = (8 - zero_point) * scale  # the kernel computes (code - 8) * scale + offset
+    both = torch.stack([scale.T, offset.T], dim=-1).to(torch.bfloat16).contiguous()
+    return Packed(data, both, group, instructions())
+
+
+def linear_int4(inputs: Tensor, packed: Packed) -> Tensor:
+    """Multiply by packed weights.
+
+    Raises:
+        GroupError: if they were packed for other instructions; PyTorch would give wrong numbers without a word.
+    """
+    if packed.packed_for != instructions():
+        raise GroupError(
+            f"These weights were packed for {packed.packed_for}, and this process uses {instructions()}: the order of "
+            f"the codes differs. Keep the codes, and pack them where they run."
+        )
+    outputs: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+        inputs, packed.data, packed.group, packed.scale_and_offset
+    )
+    return outputs
