@@ -137,7 +137,8 @@ def pack_int4(codes: Tensor, scale: Tensor, zero_point: Tensor, group: int) -> P
         group: columns that share a scale: 32, 64, 128 or 256.
 
     Raises:
-        GroupError: if the group does not divide the row or is none of the kernel's, or the rows are no multiple of 16.
+        GroupError: if the group does not divide the row or is none of the kernel's, the rows are no multiple of 16,
+            the codes are no whole numbers from 0 to 15, or the scales have another shape. PyTorch computes on.
 
     >>> codes, one = torch.full((16, 32), 9), torch.ones(16, 1)
     >>> float(linear_int4(torch.ones(1, 32).bfloat16(), pack_int4(codes, one, 8 * one, group=32))[0, 0])
@@ -150,6 +151,15 @@ def pack_int4(codes: Tensor, scale: Tensor, zero_point: Tensor, group: int) -> P
     if rows % ROWS:
         raise GroupError(
             f"{KERNEL} wants a multiple of {ROWS} rows, here are {rows}: pad to {-(-rows // ROWS) * ROWS}."
+        )
+    if codes.is_floating_point() or not 0 <= int(codes.min()) <= int(codes.max()) <= 15:
+        raise GroupError(
+            f"Codes must be whole numbers from 0 to 15, got {codes.dtype} from {codes.min()} to {codes.max()}."
+        )
+    if not scale.shape == zero_point.shape == (rows, columns // group):
+        raise GroupError(
+            f"Scales and zero points must be of shape {(rows, columns // group)}, got {tuple(scale.shape)} and "
+            f"{tuple(zero_point.shape)}."
         )
     data = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 1)
     offset = (8 - zero_point) * scale  # the kernel computes (code - 8) * scale + offset

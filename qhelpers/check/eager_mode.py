@@ -12,6 +12,7 @@ from torch.ao.nn.quantizable import MultiheadAttention as QuantizableAttention
 from torch.ao.quantization import FakeQuantizeBase
 from torch.ao.quantization.quantization_mappings import get_default_dynamic_quant_module_mappings
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from qhelpers import engines, guards
 
@@ -95,7 +96,7 @@ def require_stubs(model: nn.Module) -> nn.Module:
 
 
 def require_attention_excluded(model: nn.Module) -> nn.Module:
-    """Return the model if no ``nn.MultiheadAttention`` in it has a qconfig; call it before ``prepare_qat``.
+    """Return the model if no output projection of ``nn.MultiheadAttention`` has a qconfig; for before ``prepare_qat``.
 
     Raises:
         guards.GuardError: naming the first. ``prepare_qat`` fails at its output projection, with an assertion that
@@ -108,8 +109,9 @@ def require_attention_excluded(model: nn.Module) -> nn.Module:
         ...
     qhelpers.guards.GuardError: prepare_qat cannot train attention in int8 (self_attn): write it with nn.Linear ...
     """
-    found = [name for name, config in _qconfigs(model) if config and _is_float_attention(model.get_submodule(name))]
-    if found:
+    configured = (name for name, config in _qconfigs(model) if config)
+    projections = [name for name in configured if type(model.get_submodule(name)) is NonDynamicallyQuantizableLinear]
+    if found := [name.rpartition(".")[0] or "the whole model" for name in projections]:
         raise guards.GuardError(
             f"prepare_qat cannot train attention in int8 ({_first(found)}): write it with nn.Linear layers, or set the "
             f"qconfig of each nn.MultiheadAttention to None, which leaves it in float."
@@ -131,8 +133,9 @@ def require_int8_attention(model: nn.Module) -> nn.Module:
     Raises:
         guards.GuardError: for an ``nn.MultiheadAttention`` with float weights. FX, ``quantize_dynamic`` and torchao's
             ``quantize_`` and ``QATConfig`` leave at least its input projections in float. Or for one that ``prepare``
-            has taken apart with ``batch_first=True``: it mixes heads and tokens up (pytorch issue 67651).
-            PyTorch says nothing in either case.
+            has taken apart with ``batch_first=True``: it mixes heads and tokens up (pytorch issue 67651). Or for one
+            that was prepared and never converted. PyTorch says nothing in any case. Attention of other classes, or
+            scripted, is not looked for.
 
     >>> require_int8_attention(tq.quantize_dynamic(nn.MultiheadAttention(8, 2)))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -150,6 +153,8 @@ def require_int8_attention(model: nn.Module) -> nn.Module:
             f"Prepared attention with batch_first=True computes something else ({_first(wrong)}): make it with "
             f"batch_first=False, and transpose its inputs and its output."
         )
+    if prepared := [name for name, module in modules if type(module) is QuantizableAttention]:
+        raise guards.GuardError(f"Attention was prepared and still computes in float ({_first(prepared)}): convert it.")
     return model
 
 

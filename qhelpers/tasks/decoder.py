@@ -11,6 +11,12 @@ from torch.nn import functional as F
 from qhelpers.tasks import checkpoints, manual_text
 
 State = list[Tensor]
+
+
+class DecoderError(ValueError):
+    """A decoder cannot have these sizes."""
+
+
 WEIGHTS = "text_decoder_float16.pt"
 
 
@@ -79,6 +85,9 @@ class Decoder(nn.Module):
     ``(batch, length, vocabulary)`` and the new state: for each block a tensor
     ``(2, batch, heads, positions, channels)``, with at most ``context - 1`` positions.
     Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), with rotary positions.
+
+    Raises:
+        DecoderError: if a size is below 1, or the width no multiple of twice the heads.
     """
 
     def __init__(
@@ -90,6 +99,11 @@ class Decoder(nn.Module):
         vocabulary: int = len(manual_text.VOCABULARY),
         dropout: float = 0.0,
     ) -> None:
+        if min(width, layers, heads, context, vocabulary) < 1 or width % (2 * heads):
+            raise DecoderError(
+                f"Every size must be at least 1, and the width a multiple of twice the heads (channels are turned in "
+                f"pairs); got width {width}, {layers} layers, {heads} heads, context {context}, {vocabulary} tokens."
+            )
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
         nn.init.normal_(self.embedding.weight, std=0.02)

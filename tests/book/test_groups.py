@@ -85,3 +85,16 @@ def test_weights_packed_for_other_instructions_are_refused() -> None:
     packed = dataclasses.replace(groups.pack_int4(*layer(), 32), packed_for="OTHER")
     with pytest.raises(groups.GroupError, match="packed for OTHER, and this process uses"):
         groups.linear_int4(torch.ones(1, 128).bfloat16(), packed)
+
+
+@pytest.mark.parametrize("codes", [torch.full((16, 32), -1), torch.full((16, 32), 16), torch.full((16, 32), 3.7)])
+def test_codes_that_four_bits_do_not_have_are_refused(codes: torch.Tensor) -> None:
+    one = torch.ones(16, 1)
+    with pytest.raises(groups.GroupError, match="whole numbers from 0 to 15"):
+        groups.pack_int4(codes, one, one, group=32)
+
+
+def test_scales_of_another_grouping_are_refused() -> None:
+    codes, one = torch.full((16, 256), 9), torch.ones(16, 1)
+    with pytest.raises(groups.GroupError, match=r"of shape \(16, 8\), got \(16, 1\)"):
+        groups.pack_int4(codes, one, one, group=32)

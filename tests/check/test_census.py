@@ -11,7 +11,7 @@ from torch.ao import quantization as tq
 from torch.fx import GraphModule
 
 from qhelpers import census, engines
-from qhelpers.check import files, kernels
+from qhelpers.check import compiled, files, kernels
 from qhelpers.tasks import checkpoints
 
 IMAGE = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -96,6 +96,12 @@ def test_a_zero_points_correction_is_no_layer() -> None:
     quantize_(int8, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False))
     found = kernels.of_eager(model, int8, torch.ones(2, 32))  # each weight is also summed up, beside its product
     assert {layer.how for layer in found.layers if layer.kind == "Linear"} == {"aten::_int_mm"}
+
+
+def test_a_kernel_that_unpacks_int8_weights_multiplies_in_float() -> None:
+    assert compiled.INTEGER.search("_int_mm")
+    assert compiled.INTEGER.search("onednn.qlinear_pointwise")
+    assert not compiled.INTEGER.search("_weight_int8pack_mm")
 
 
 def test_what_quantized_nothing_is_refused(small: nn.Module) -> None:

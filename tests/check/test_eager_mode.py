@@ -240,3 +240,21 @@ def test_attention_is_named_before_prepare_qat_fails() -> None:
     net.qconfig, net.attention.qconfig = tq.get_default_qat_qconfig("qnnpack"), None
     assert eager_mode.require_attention_excluded(net) is net
     assert tq.prepare_qat(net).attention.in_proj_weight is not None
+
+
+def test_attention_whose_projection_is_left_out_can_be_prepared() -> None:
+    net = Attends().train()
+    net.qconfig, net.attention.out_proj.qconfig = tq.get_default_qat_qconfig("qnnpack"), None
+    assert eager_mode.require_attention_excluded(net) is net
+    tq.prepare_qat(net)
+    attention = nn.MultiheadAttention(8, 2).train()
+    attention.qconfig, attention.out_proj.qconfig = None, tq.get_default_qat_qconfig("qnnpack")
+    with pytest.raises(guards.GuardError, match=r"attention in int8 \(the whole model\)"):
+        eager_mode.require_attention_excluded(attention)
+
+
+def test_prepared_attention_is_not_int8_yet() -> None:
+    net = Attends(False).eval()
+    net.qconfig = quiet_qconfig("qnnpack")
+    with pytest.raises(guards.GuardError, match=r"prepared and still computes in float \(attention\): convert it"):
+        eager_mode.require_int8_attention(tq.prepare(net))

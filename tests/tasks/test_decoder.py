@@ -87,3 +87,9 @@ def test_an_altered_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "recorded_sums", lambda: sums)
     with pytest.raises(checkpoints.CheckpointError, match="restore the file"):
         decoder.load_decoder()
+
+
+@pytest.mark.parametrize("sizes", [{"width": 12, "heads": 4}, {"context": 0}, {"width": 10, "heads": 4}, {"layers": 0}])
+def test_sizes_that_cannot_be_are_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(decoder.DecoderError, match="a multiple of twice the heads"):
+        decoder.Decoder(**sizes)  # type: ignore[arg-type]

