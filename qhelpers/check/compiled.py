@@ -22,7 +22,7 @@ CALLS = re.compile(
     r"|^\s+(cpp_fused_\w+)\(",
     re.MULTILINE,
 )
-INTEGER = re.compile(r"qconv|qlinear|_int_mm|int8(?!pack)")  # _weight_int8pack_mm multiplies in bf16
+INTEGER = re.compile(r"qconv|qlinear|_int_mm|(?<!woq_)int8(?!pack)")  # weight-only kernels multiply in bf16
 
 
 class Lowered(CustomGraphPass):

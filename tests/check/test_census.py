@@ -101,7 +101,8 @@ def test_a_zero_points_correction_is_no_layer() -> None:
 def test_a_kernel_that_unpacks_int8_weights_multiplies_in_float() -> None:
     assert compiled.INTEGER.search("_int_mm")
     assert compiled.INTEGER.search("onednn.qlinear_pointwise")
-    assert not compiled.INTEGER.search("_weight_int8pack_mm")
+    assert not compiled.INTEGER.search("_weight_int8pack_mm")  # as the code calls it
+    assert not compiled.INTEGER.search("functools.partial(<function woq_int8>)")  # as it stands in the graph
 
 
 def test_what_quantized_nothing_is_refused(small: nn.Module) -> None:
