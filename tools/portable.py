@@ -148,7 +148,8 @@ class _Page:
         if name == "term":
             words, _, term = content.rstrip(">").partition(" <")
             term = term or words
-            term = term if term[:2].isupper() else term[0].lower() + term[1:]  # as the glossary has it: SQNR, fusing
+            inner = any(letter.isupper() for letter in term[1:])  # as the glossary has it: SQNR, SmoothQuant, fusing
+            term = term if inner else term[0].lower() + term[1:]
             anchor = "term-" + re.sub(r"[^\w]+", "-", term)
             return f"[{words}]({self.book.site}book/glossary.html#{anchor})" if self.book.site else words
         if name in ("cite:p", "cite:t"):
