@@ -154,8 +154,8 @@ def cosines(first: Tensor, second: Tensor) -> Tensor:
     Raises:
         SearchError: as :func:`ranks`.
 
-    >>> cosines(torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]])).item()
-    0.9599999785423279
+    >>> round(cosines(torch.tensor([[3.0, 4.0]]), torch.tensor([[4.0, 3.0]])).item(), 4)
+    0.96
     """
     _require_pairs(first, second)
     return (_normalized(first) * _normalized(second)).sum(1)
