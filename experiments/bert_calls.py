@@ -44,9 +44,14 @@ class Built:
 
 
 @cache
+def published() -> minilm.MiniLM:
+    """The published network and its tokenizer; reading hashes 91 MB, so once a process."""
+    return minilm.load()
+
+
 def float_model() -> nn.Module:
     """The published network."""
-    model: nn.Module = minilm.load().model
+    model: nn.Module = published().model
     return model
 
 
@@ -54,7 +59,7 @@ def example(shape: str) -> tuple[Tensor, Tensor]:
     """Codes and mask of real documents, cut or repeated to exactly that many tokens."""
     texts, length = SHAPES[shape]
     documents = [pair.document for pair in docs_search.load_pairs()]
-    tokenizer = minilm.load().tokenizer
+    tokenizer = published().tokenizer
     ids = minilm.tokenize(tokenizer, [" ".join(documents[i : i + 8]) for i in range(texts)], length, truncate=True)
     return ids["input_ids"], ids["attention_mask"]
 
@@ -175,7 +180,7 @@ def at_fixed_shape(encoder: Encoder) -> Encoder:
 
 def embeddings(name: str, encoder: Encoder) -> list[Tensor]:
     """Of all queries and of all documents of the search task."""
-    tokenizer, pairs = minilm.load().tokenizer, docs_search.load_pairs()
+    tokenizer, pairs = published().tokenizer, docs_search.load_pairs()
     run = encoder if name in EAGER else at_fixed_shape(encoder)
     texts = [pair.query for pair in pairs], [pair.document for pair in pairs]
     return [minilm.encode(run, tokenizer, some, docs_search.MOST_TOKENS, BATCH) for some in texts]
