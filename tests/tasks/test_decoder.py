@@ -27,22 +27,10 @@ def test_a_token_does_not_see_what_follows() -> None:
     assert not torch.allclose(one[:, 5], two[:, 5])
 
 
-@pytest.mark.parametrize("parts", [[1] * 8, [3, 5], [1, 6, 1]])
-def test_token_by_token_equals_one_call(parts: list[int]) -> None:
-    model, codes = small(), some_codes(8)
-    found, state = [], None
-    with torch.inference_mode():
-        whole = model(codes)[0]
-        for part in codes.split(parts, dim=1):
-            logits, state = model(part, state)
-            found.append(logits)
-    torch.testing.assert_close(torch.cat(found, dim=1), whole)
-
-
-@pytest.mark.parametrize("parts", [[1] * 20, [7, 13], [20]])
-def test_beyond_the_context_each_layer_looks_back_equally_far(parts: list[int]) -> None:
-    model, codes = small(context=4), some_codes(20)
-    found, state = [], None
+def require_same_in_parts(model: decoder.Decoder, codes: torch.Tensor, parts: list[int]) -> decoder.State:
+    """The state at the end, if the logits of the parts, each called with the state before, are those of one call."""
+    found: list[torch.Tensor] = []
+    state: decoder.State | None = None
     with torch.inference_mode():
         whole = model(codes)[0]
         for part in codes.split(parts, dim=1):
@@ -50,6 +38,17 @@ def test_beyond_the_context_each_layer_looks_back_equally_far(parts: list[int]) 
             found.append(logits)
     torch.testing.assert_close(torch.cat(found, dim=1), whole)
     assert state is not None
+    return state
+
+
+@pytest.mark.parametrize("parts", [[1] * 8, [3, 5], [1, 6, 1]])
+def test_token_by_token_equals_one_call(parts: list[int]) -> None:
+    require_same_in_parts(small(), some_codes(8), parts)
+
+
+@pytest.mark.parametrize("parts", [[1] * 20, [7, 13], [20]])
+def test_beyond_the_context_each_layer_looks_back_equally_far(parts: list[int]) -> None:
+    state = require_same_in_parts(small(context=4), some_codes(20), parts)
     assert {kept.shape[3] for kept in state} == {3}
 
 
