@@ -247,6 +247,8 @@ def require_match(model: Any, tokenizer: Any) -> None:
 def tokenize(tokenizer: Any, texts: Sequence[str], most: int = MOST_TOKENS, *, truncate: bool = False) -> Tokens:
     """Codes and mask of some texts, padded to the longest of them.
 
+    A text that spells a mark, such as ``[SEP]``, is read as its letters and brackets, not as the mark.
+
     Args:
         tokenizer: of :func:`load`.
         texts: one or more.
@@ -266,7 +268,9 @@ def tokenize(tokenizer: Any, texts: Sequence[str], most: int = MOST_TOKENS, *, t
     listed = [texts] if isinstance(texts, str) else [*texts]
     if isinstance(texts, str) or not listed or not all(isinstance(text, str) for text in listed):
         raise TokenError(f"A list of at least one text is needed; got {texts!r}.")
-    codes: list[list[int]] = tokenizer(listed, truncation=False, verbose=False)["input_ids"]
+    # split: what is spelled like a mark, such as [SEP], is text
+    read = tokenizer(listed, truncation=False, verbose=False, split_special_tokens=True)
+    codes: list[list[int]] = read["input_ids"]
     for place, (text, row) in enumerate(zip(listed, codes, strict=True)):
         if len(row) <= 2:  # the two marks alone
             raise TokenError(f"Text {place} ({text!r}) has no token: there is nothing to embed.")
@@ -340,7 +344,7 @@ def embed(model: Callable[..., Any], tokens: Mapping[str, Tensor]) -> Tensor:
         raise TokenError(f"Text {int((~mask.any(1)).nonzero()[0])} has no token: its mean does not exist.")
     if mask.shape[1] > MOST_TOKENS:
         raise TokenError(f"The texts have {mask.shape[1]} tokens, and the model knows {MOST_TOKENS} positions.")
-    with torch.inference_mode():
+    with torch.no_grad():  # as compiled models are frozen; in inference mode they would be compiled anew, not frozen
         hidden = model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
         return pool(hidden.float(), mask)
 
@@ -378,7 +382,7 @@ def encode(
     order = lengths.argsort(stable=True)
     turns = [order[start : start + batch] for start in range(0, len(order), batch)]
     parts = []
-    with torch.inference_mode():
+    with torch.no_grad():  # as in embed
         for rows in progress_bar(turns, doing="encoding", unit="batch"):
             longest = int(lengths[rows].max())
             codes, mask = (tokens[name][rows, :longest] for name in ("input_ids", "attention_mask"))

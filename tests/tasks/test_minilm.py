@@ -244,6 +244,14 @@ def test_padding_is_masked(found: minilm.MiniLM) -> None:
     assert tokens["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
 
 
+@pytest.mark.parametrize("mark", ["[SEP]", "[CLS]", "[PAD]", "[MASK]"])
+def test_a_text_that_spells_a_mark_is_text(found: minilm.MiniLM, mark: str) -> None:
+    row = minilm.tokenize(found.tokenizer, [f"a {mark} b"])["input_ids"][0].tolist()
+    assert (row[0], row[-1]) == (2, 3)
+    assert not {0, 2, 3, 4} & set(row[1:-1]), "a mark within the text"
+    assert len(row) == 7  # a, a bracket, a word, a bracket, b
+
+
 @pytest.mark.parametrize("texts", ["a b", [], [("a", "b")], ["a", None]])
 def test_what_is_no_list_of_texts_is_refused(found: minilm.MiniLM, texts: Any) -> None:
     with pytest.raises(minilm.TokenError, match="A list of at least one text is needed"):
@@ -304,6 +312,22 @@ def test_the_encoder_feeds_an_int8_table_of_words(found: minilm.MiniLM) -> None:
     int8 = tq.quantize_dynamic(found.model, spec)
     encoded = minilm.encode(minilm.SentenceEncoder(int8), found.tokenizer, ["a b c d e", "a", "c c c", "b"], batch=2)
     assert encoded.shape == (4, 8)
+
+
+def test_a_model_that_was_compiled_without_gradients_is_called_in_the_same_mode(found: minilm.MiniLM) -> None:
+    """In inference mode torch.compile would compile it anew, and without frozen weights."""
+    modes = []
+
+    def watched(**tokens: torch.Tensor) -> Any:
+        modes.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+        return found.model(**tokens)
+
+    def encoder(codes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return minilm.pool(watched(input_ids=codes, attention_mask=mask).last_hidden_state, mask)
+
+    minilm.embed(watched, minilm.tokenize(found.tokenizer, ["a"]))
+    minilm.encode(encoder, found.tokenizer, ["a", "b c"])
+    assert set(modes) == {(False, False)}
 
 
 def test_training_mode_is_refused(found: minilm.MiniLM) -> None:
