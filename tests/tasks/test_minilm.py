@@ -21,7 +21,7 @@ import torch
 from torch.ao import quantization as tq
 
 from qhelpers import guards
-from qhelpers.tasks import checkpoints, minilm
+from qhelpers.tasks import checkpoints, decoder, minilm
 
 transformers = pytest.importorskip("transformers")
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(code) for code in range(ord("a"), ord("z") + 1)), "##a"]
@@ -395,6 +395,27 @@ def test_without_any_files_the_books_own_transformer_takes_the_place(places: Sim
     assert near.min() > 0.99
     with pytest.raises(minilm.TokenError, match="has no token"):
         minilm.tokenize(found.tokenizer, [""])
+
+
+def test_the_books_own_transformer_computes_what_the_decoder_does_under_bert_s_names(places: SimpleNamespace) -> None:
+    found, text = minilm.load_or_own(timeout_s=0), "a text " * 60  # longer than the context
+    tokens = minilm.tokenize(found.tokenizer, [text])
+    model, x = decoder.load_decoder(), None
+    assert tokens["input_ids"].shape[1] > model.blocks[0].attention.context
+    with torch.no_grad():
+        x = model.embedding(tokens["input_ids"])
+        for block in model.blocks:
+            x, _ = block(x, None)
+        own = found.model(**tokens).last_hidden_state
+    assert torch.allclose(own, model.norm(x), atol=1e-4)
+    parts = {name.split(".", 3)[3] for name, _ in found.model.named_modules() if name.count(".") > 2}
+    with torch.random.fork_rng(devices=[]):
+        bert = transformers.BertModel(
+            transformers.BertConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2)
+        )
+    linears = {n.split(".", 3)[3] for n, m in bert.named_modules() if isinstance(m, torch.nn.Linear) and "encoder" in n}
+    assert linears <= parts
+    assert found.tokenizer.convert_ids_to_tokens(tokens["input_ids"][0].tolist()[:3]) == ["\n", "a", " "]
 
 
 def test_where_the_files_are_the_published_network_is_taken(places: SimpleNamespace, network: Path) -> None:
