@@ -1,15 +1,14 @@
 """Checks around a quantization workflow, for mistakes that PyTorch passes over in silence or reports obscurely."""
 
 import importlib.util
-import os
-import shutil
-import sys
+from collections.abc import Collection
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 class GuardError(RuntimeError):
@@ -32,25 +31,6 @@ def require_trainable(model: nn.Module) -> nn.Module:
             f"train the prepared model, and convert a copy of it."
         )
     return model
-
-
-def require_compiler() -> str:
-    """The C++ compiler that ``torch.compile`` will call for a model on the CPU.
-
-    Raises:
-        GuardError: if there is none. ``torch.compile`` itself says so only when the compiled model is
-            called for the first time, at the end of a long traceback.
-
-    >>> bool(require_compiler())
-    True
-    """
-    wanted = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
-    if found := shutil.which(wanted):
-        return found
-    raise GuardError(
-        f"torch.compile needs a C++ compiler, and there is no {wanted} on the PATH: install one (apt install g++; "
-        f"xcode-select --install), name another in the variable CXX, or export the model instead."
-    )
 
 
 def require_eval(model: nn.Module) -> nn.Module:
@@ -100,24 +80,44 @@ def _has_int8_weights(module: nn.Module) -> bool:
     return all(weight.dtype in (torch.qint8, torch.quint8) for weight in unpacked)  # float16 is unpacked as float
 
 
-def require_quantized(model: nn.Module) -> nn.Module:
-    """Return the model if it has at least one module with packed int8 weights, or weights of one of torchao's types.
+def require_quantized(model: nn.Module, layers: Collection[str] = ()) -> nn.Module:
+    """Return the model if integers of at most 8 bits hold the weights of a module, and of all the named ``layers``.
+
+    They may be packed, in torchao's tensors, or constants that a graph of PT2E converts; 8-bit floats do not count.
 
     Raises:
-        GuardError: else. PyTorch says nothing when ``convert`` finds no qconfig, and torchao nothing when
-            ``quantize_`` finds no Linear layer. Every module is then still in float.
+        GuardError: else. PyTorch says nothing when ``convert`` finds no qconfig or a quantizer no operator, torchao
+            nothing when ``quantize_`` finds no Linear layer, and only its log when a group does not divide a row.
 
     >>> require_quantized(nn.Linear(2, 2))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    qhelpers.guards.GuardError: No module of this Linear holds int8 weights: was a qconfig set before prepare? ...
+    qhelpers.guards.GuardError: No module of this Linear holds integer weights: was a qconfig set before ...
     """
-    if not int8_modules(model) and all(type(one.data) is torch.Tensor for one in model.parameters()):
+    if not any(map(_has_integer_weights, model.modules())):
         raise GuardError(
-            f"No module of this {type(model).__name__} holds int8 weights: was a qconfig set before prepare? "
-            f"(torchao's quantize_ changes Linear layers only, unless it is given a filter_fn.)"
+            f"No module of this {type(model).__name__} holds integer weights: was a qconfig set before prepare? "
+            f"Has the quantizer matched nothing? (torchao's quantize_ changes Linear layers only, without a filter_fn.)"
+        )
+    if left := [name for name in layers if not _has_integer_weights(model.get_submodule(name))]:
+        shown = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
+        raise GuardError(
+            f"{len(left)} of {len(layers)} layers kept their float weights: {shown}. Does the group divide their rows?"
         )
     return model
+
+
+def _has_integer_weights(module: nn.Module) -> bool:
+    if isinstance(module, fx.GraphModule):  # a constant that PT2E (de)quantizes, or weights that FX packed for a call
+        calls = [node.args[:2] for node in module.graph.nodes if str(node.target).startswith(("quantized", "torchao."))]
+        return any(isinstance(one, fx.Node) and one.op == "get_attr" for arguments in calls for one in arguments)
+    return _has_int8_weights(module) or any(map(_has_codes, module.parameters(recurse=False)))
+
+
+def _has_codes(tensor: Tensor) -> bool:
+    if is_traceable_wrapper_subclass(tensor):  # torchao's
+        return any(_has_codes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.dtype in (torch.int8, torch.uint8, torch.int32)  # the last holds eight codes of four bits
 
 
 def first_line(error: Exception) -> str:

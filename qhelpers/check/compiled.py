@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from torch import _inductor as inductor
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from qhelpers import census, guards
+from qhelpers import census
+from qhelpers.check import packages
 
 CONVERTS = ("quantize_per_tensor", "quantize_affine", "quantize_per_token", "choose_qparams")
 # A call in the generated code: of a library's kernel in C++ and in Python, and of a kernel that inductor wrote.
@@ -124,7 +125,7 @@ def of_compiled(model: nn.Module, graph: Callable[..., Any], *inputs: Any) -> ce
     """
     from torch._inductor.utils import run_and_get_code
 
-    guards.require_compiler()
+    packages.require_compiler()
     lowered = Lowered()
     frozen = inductor.config.patch(
         freezing=True, post_grad_custom_post_pass=lowered

@@ -44,6 +44,25 @@ class PackageError(RuntimeError):
     """A package cannot be written, is not what it should be, was made for something else, or gets other inputs."""
 
 
+def require_compiler() -> str:
+    """The C++ compiler that ``torch.compile`` will call for a model on the CPU.
+
+    Raises:
+        guards.GuardError: if there is none. ``torch.compile`` itself says so only when the compiled model is
+            called for the first time, at the end of a long traceback.
+
+    >>> bool(require_compiler())
+    True
+    """
+    wanted = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
+    if found := shutil.which(wanted):
+        return found
+    raise guards.GuardError(
+        f"torch.compile needs a C++ compiler, and there is no {wanted} on the PATH: install one (apt install g++; "
+        f"xcode-select --install), name another in the variable CXX, or export the model instead."
+    )
+
+
 # --- writing -----------------------------------------------------------------------------------------
 
 
@@ -72,7 +91,7 @@ def write(model: nn.Module, program: torch.export.ExportedProgram, path: Path | 
     path = Path(path)
     if path.suffix != ".pt2":
         raise PackageError(f"A package ends with .pt2, {path.name} does not.")
-    compiler = guards.require_compiler()
+    compiler = require_compiler()
     inputs = _inputs(program)
     quantized = any("quantize" in str(node.target) for node in program.graph.nodes if node.op == "call_function")
     if quantized:

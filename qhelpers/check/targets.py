@@ -86,7 +86,7 @@ aotinductor, pytorch.
     if TARGETS[target].packages:
         guards.require_packages("deploy", *TARGETS[target].packages)
     if target == "aotinductor":
-        guards.require_compiler()
+        packages.require_compiler()
     return TARGETS[target]
 
 

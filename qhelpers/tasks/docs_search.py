@@ -26,7 +26,8 @@ MODULES = (
 PAIRS, MOST_TOKENS = 500, 64  # in float about a third is found at rank one, after some ten seconds on one thread
 FEWEST_QUERY_WORDS, FEWEST_DOCUMENT_WORDS = 3, 12
 
-_SIGNATURE = re.compile(r"^[\w.]+\(.*?\)(?:\s*->[^\n]*)?\s*(?=\n|$)", re.DOTALL)
+_CALL = re.compile(r"[\w.]+\(")  # what a signature begins with
+_AFTER_CALL = re.compile(r"[ \t]*(?:->(?:(?!\.\s)[^\n])*(?:\n|$)|\n[ \t]*(?:\n|$)|$)")  # a type, or a blank line
 _ROLE = re.compile(r":[\w:]+:`~?\.?([^`]*)`")  # :attr:`input`, :class:`~torch.nn.Linear`
 _END = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)(?<!cf)[.!?](?=\s|$)|\n\s*\n")
 
@@ -84,12 +85,23 @@ def split_docstring(text: str) -> tuple[str, str]:
     >>> split_docstring("relu(input) -> Tensor\\n\\nClips :attr:`input` at 0. See also :func:`clip`.")
     ('Clips input at 0.', 'See also clip.')
     """
-    body = _ROLE.sub(r"\1", _SIGNATURE.sub("", text.strip(), count=1)).strip()
+    body = _ROLE.sub(r"\1", _without_signature(text.strip())).strip()
     end = _END.search(body)
     if end is None:
         return _one_line(body), ""
     query, document = _one_line(body[: end.end()]), _one_line(body[end.end() :])
     return query, _one_line(document.replace(query, ""))
+
+
+def _without_signature(text: str) -> str:
+    """The text behind a call with balanced parentheses, if a type or a blank line follows it; else all of the text."""
+    call = _CALL.match(text)
+    depth, end = 1, call.end() if call else len(text)
+    while depth and end < len(text):
+        depth += {"(": 1, ")": -1}.get(text[end], 0)
+        end += 1
+    after = _AFTER_CALL.match(text, end) if call and not depth else None
+    return text[after.end() :] if after else text
 
 
 def _one_line(text: str) -> str:

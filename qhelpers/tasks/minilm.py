@@ -35,6 +35,11 @@ VOCABULARY_SHA256 = "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992
 MOST_TOKENS = 512  # the table of positions ends there
 WIDTH = 384
 
+OWN = (
+    "Its place is taken by the book's own transformer, which was never trained to search: the code below runs on it, "
+    "and what the page says is about the published network."
+)
+
 Tokens = dict[str, Tensor]
 
 
@@ -103,7 +108,7 @@ def load_or_own(timeout_s: float = 60.0) -> MiniLM:
         return load(timeout_s)
     except checkpoints.CheckpointError as error:
         own = OwnEncoder(decoder.load_decoder()).eval()
-        return MiniLM(own, Characters(), "book", [str(error), "Its place is taken by the book's own transformer."])
+        return MiniLM(own, Characters(), "book", [str(error), OWN])
 
 
 class Hidden(NamedTuple):
@@ -112,17 +117,55 @@ class Hidden(NamedTuple):
     last_hidden_state: Tensor
 
 
+class OwnLayer(nn.Module):
+    """A block of the book's decoder whose parts are named, and read by layers, as those of a BERT layer are.
+
+    It normalizes before each half, BERT behind it: only ``intermediate`` reads ``attention.output.LayerNorm``.
+    """
+
+    def __init__(self, block: decoder.Block) -> None:
+        super().__init__()
+        self.heads, self.context = block.attention.heads, block.attention.context
+        thirds = zip(block.attention.qkv.weight.chunk(3), block.attention.qkv.bias.chunk(3), strict=True)
+        read = {name: _linear(*part) for name, part in zip(("query", "key", "value"), thirds, strict=True)}
+        written = {"dense": block.attention.out, "LayerNorm": block.norm2}
+        self.norm = block.norm1
+        self.attention = nn.ModuleDict({"self": nn.ModuleDict(read), "output": nn.ModuleDict(written)})
+        self.intermediate, self.output = nn.ModuleDict({"dense": block.up}), nn.ModuleDict({"dense": block.down})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The stream ``(texts, characters, width)`` behind this layer."""
+        read, attention = self.norm(x), self.get_submodule("attention.self")
+        parts = (attention.get_submodule(name)(read) for name in ("query", "key", "value"))
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        distance = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
+        seen = (distance >= 0) & (distance < self.context)
+        mixed = F.scaled_dot_product_attention(decoder.rotated(query), decoder.rotated(key), value, attn_mask=seen)
+        x = x + self.get_submodule("attention.output.dense")(mixed.transpose(1, 2).flatten(2))
+        inner = self.intermediate["dense"](self.get_submodule("attention.output.LayerNorm")(x))
+        wider: Tensor = x + self.output["dense"](F.gelu(inner, approximate="tanh"))
+        return wider
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    with torch.random.fork_rng(devices=[]):
+        layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+    return layer
+
+
 class OwnEncoder(nn.Module):
     """The book's small decoder as an encoder: called as ``transformers.BertModel`` is, with its names of parts.
 
     Args:
-        model: its blocks and its table are shared, not copied.
+        model: its weights are shared, not copied.
     """
 
     def __init__(self, model: decoder.Decoder) -> None:
         super().__init__()
+        layers = nn.ModuleList(OwnLayer(block) for block in model.blocks if isinstance(block, decoder.Block))
         self.embeddings = nn.ModuleDict({"word_embeddings": model.embedding})
-        self.encoder, self.norm = model.blocks, model.norm
+        self.encoder, self.norm = nn.ModuleDict({"layer": layers}), model.norm
 
     def get_input_embeddings(self) -> nn.Module:
         """The table of characters."""
@@ -131,19 +174,24 @@ class OwnEncoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Hidden:
         """Vectors ``(texts, characters, width)``; a character sees those before it, so padding at the end is unseen."""
         x = self.get_input_embeddings()(input_ids)
-        for block in self.encoder:
-            x, _ = block(x, None)
+        for layer in self.get_submodule("encoder.layer").children():
+            x = layer(x)
         return Hidden(self.norm(x))
 
 
 class Characters:
-    """The book's vocabulary of characters as a tokenizer, as far as :func:`tokenize` needs one."""
+    """The book's vocabulary of characters as a tokenizer, as far as :func:`tokenize` and the chapters need one."""
 
     pad_token_id = 0
+    cls_token_id = sep_token_id = int(manual_text.encode("\n"))  # the line breaks around a text are its marks
 
     def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
         """A code for each character, between two line breaks as marks."""
         return {"input_ids": [manual_text.encode(f"\n{text}\n").tolist() for text in texts]}
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """The characters of some codes."""
+        return [manual_text.VOCABULARY[code] for code in ids]
 
 
 def _cached() -> Path | None:
@@ -247,6 +295,8 @@ def require_match(model: Any, tokenizer: Any) -> None:
 def tokenize(tokenizer: Any, texts: Sequence[str], most: int = MOST_TOKENS, *, truncate: bool = False) -> Tokens:
     """Codes and mask of some texts, padded to the longest of them.
 
+    A text that spells a mark, such as ``[SEP]``, is read as its letters and brackets, not as the mark.
+
     Args:
         tokenizer: of :func:`load`.
         texts: one or more.
@@ -266,7 +316,9 @@ def tokenize(tokenizer: Any, texts: Sequence[str], most: int = MOST_TOKENS, *, t
     listed = [texts] if isinstance(texts, str) else [*texts]
     if isinstance(texts, str) or not listed or not all(isinstance(text, str) for text in listed):
         raise TokenError(f"A list of at least one text is needed; got {texts!r}.")
-    codes: list[list[int]] = tokenizer(listed, truncation=False, verbose=False)["input_ids"]
+    # split: what is spelled like a mark, such as [SEP], is text
+    read = tokenizer(listed, truncation=False, verbose=False, split_special_tokens=True)
+    codes: list[list[int]] = read["input_ids"]
     for place, (text, row) in enumerate(zip(listed, codes, strict=True)):
         if len(row) <= 2:  # the two marks alone
             raise TokenError(f"Text {place} ({text!r}) has no token: there is nothing to embed.")
@@ -340,7 +392,7 @@ def embed(model: Callable[..., Any], tokens: Mapping[str, Tensor]) -> Tensor:
         raise TokenError(f"Text {int((~mask.any(1)).nonzero()[0])} has no token: its mean does not exist.")
     if mask.shape[1] > MOST_TOKENS:
         raise TokenError(f"The texts have {mask.shape[1]} tokens, and the model knows {MOST_TOKENS} positions.")
-    with torch.inference_mode():
+    with torch.no_grad():  # as compiled models are frozen; in inference mode they would be compiled anew, not frozen
         hidden = model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state
         return pool(hidden.float(), mask)
 
@@ -378,7 +430,7 @@ def encode(
     order = lengths.argsort(stable=True)
     turns = [order[start : start + batch] for start in range(0, len(order), batch)]
     parts = []
-    with torch.inference_mode():
+    with torch.no_grad():  # as in embed
         for rows in progress_bar(turns, doing="encoding", unit="batch"):
             longest = int(lengths[rows].max())
             codes, mask = (tokens[name][rows, :longest] for name in ("input_ids", "attention_mask"))

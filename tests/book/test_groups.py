@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qhelpers.book import groups
 
@@ -23,27 +23,32 @@ def test_a_group_is_a_whole_number(group: int) -> None:
         groups.require_groups(256, group)
 
 
+@pytest.mark.parametrize("columns", [0, -256, True, 256.0])
+def test_a_row_has_a_whole_number_of_weights(columns: int) -> None:
+    with pytest.raises(groups.GroupError, match=r"A row of .* weights cannot be"):
+        groups.require_groups(columns, 32)
+
+
 @pytest.mark.parametrize("bits", [1, 9, 2.5, True, 0])
 def test_unknown_bits_are_refused(bits: int) -> None:
     with pytest.raises(groups.GroupError, match="2 to 8"):
         groups.require_groups(256, 32, bits)
 
 
-def test_a_layer_that_torchao_skips_is_named() -> None:
-    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
-    from torchao.quantization import quantize_
-
-    with torch.random.fork_rng(devices=[]):
-        model = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 32)).bfloat16().eval()
-    quantize_(model, PrototypeInt4WeightOnlyConfig(group_size=64, set_inductor_config=False))
-    assert groups.require_changed(model, ["0"]) == ["0"]
-    with pytest.raises(groups.GroupError, match=r"1 of 2 layers kept their float weights: 1 \(rows of 32\)"):
-        groups.require_changed(model, ["0", "1"])
-
-
 def test_a_missing_kernel_is_named_with_its_fallback() -> None:
     with pytest.raises(groups.GroupError, match=r"no kernel aten::no_such for this processor. Instead: a slow one"):
         groups.require_kernel("aten::no_such", "a slow one")
+
+
+@pytest.mark.parametrize("name", ["aten::linear", "aten::zeros_like", "quantized::linear", "aten::add.Tensor"])
+def test_what_an_operator_is_composed_of_counts_as_its_kernel(name: str) -> None:
+    assert groups.require_kernel(name, "") == name
+
+
+@pytest.mark.parametrize("name", ["aten::_weight_int4pack_mm", "aten::_cslt_sparse_mm"])
+def test_a_kernel_of_other_processors_does_not_count(name: str) -> None:
+    with pytest.raises(groups.GroupError, match="no kernel"):
+        groups.require_kernel(name, "")
 
 
 def test_scalar_code_is_refused_with_its_cost() -> None:
@@ -72,7 +77,34 @@ def test_the_kernel_computes_what_the_codes_say(group: int) -> None:
     assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
+@pytest.mark.parametrize("dtype", groups.INPUTS)
+def test_scales_follow_the_type_of_the_inputs(dtype: torch.dtype) -> None:
+    packed = groups.pack_int4(*layer(), 32)
+    inputs = torch.randn(2, 3, 128, generator=torch.Generator().manual_seed(1)).to(dtype)
+    found = groups.linear_int4(inputs, packed)
+    assert (found.dtype, found.shape) == (dtype, (2, 3, 32))
+    apart = torch.cat([groups.linear_int4(row[None], packed) for row in inputs.flatten(0, 1)])
+    assert torch.allclose(found.flatten(0, 1), apart, rtol=0.02)
+    turned = inputs[0].T.contiguous().T  # not contiguous
+    assert torch.allclose(groups.linear_int4(turned, packed), found[0], rtol=0.02)
+
+
+def test_inputs_that_the_kernel_has_no_code_for_are_named() -> None:
+    packed = groups.pack_int4(*layer(), 32)
+    with pytest.raises(groups.GroupError, match=r"no code for torch.int32 inputs: take torch.bfloat16"):
+        groups.linear_int4(torch.ones(1, 128, dtype=torch.int32), packed)
+    with pytest.raises(groups.GroupError, match=r"of shape \(…, 128\), as the weights are; got \(1, 64\)"):
+        groups.linear_int4(torch.ones(1, 64).bfloat16(), packed)
+
+
 def test_what_the_kernel_cannot_pack_is_named() -> None:
+    with pytest.raises(groups.GroupError, match="here are 0: pad to 16"):
+        groups.pack_int4(*(part[:0] for part in layer()), 32)
+    with pytest.raises(groups.GroupError, match=r"shape \(rows, columns\), got \(128,\)"):
+        groups.pack_int4(*(part[0] for part in layer()), 32)
+    codes, scale, zero_point = layer()
+    with pytest.raises(groups.GroupError, match="must be finite"):
+        groups.pack_int4(codes, scale / 0, zero_point, 32)
     with pytest.raises(groups.GroupError, match="multiple of 16 rows, here are 17: pad to 32"):
         groups.pack_int4(*layer(rows=17), 32)
     with pytest.raises(groups.GroupError, match="no groups of 16"):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qhelpers import atomic, engines, guards
-from qhelpers.check import files
+from qhelpers.check import files, packages
 
 IMAGES = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LOADERS = {".pte": files.load_pte, ".onnx": files.load_onnx, ".ptl": files.load_lite}
@@ -389,13 +389,13 @@ def test_without_a_compiler_the_message_says_what_to_install(monkeypatch: pytest
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(guards.GuardError, match=r"there is no (g|clang)\+\+ on the PATH: install one"):
-        guards.require_compiler()
+        packages.require_compiler()
 
 
 def test_the_compiler_named_in_the_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(guards.GuardError, match="no no-such-compiler on the PATH"):
-        guards.require_compiler()
+        packages.require_compiler()
 
 
 def test_what_is_said_without_a_compiler_is_what_pytorch_would_meet(tmp_path: Path) -> None:

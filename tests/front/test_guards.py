@@ -1,9 +1,17 @@
 """Mistakes in a quantization workflow that PyTorch passes over, and the guards that name them."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.ao import quantization as tq
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+from torchao import quantization as tao
+from torchao.prototype.quantization import int4
+from torchao.quantization.granularity import PerGroup
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
 from qhelpers import engines, guards
 from qhelpers.tasks import checkpoints, networks
@@ -103,3 +111,96 @@ def test_training_mode_names_the_module() -> None:
     model.classifier[0].train()
     with pytest.raises(guards.GuardError, match=r"classifier\.0"):
         guards.require_eval(model)
+
+
+def converted(quantizer: Any, fold: bool = True) -> nn.Module:
+    """A PT2E graph of one Linear layer."""
+    x, net = torch.randn(2, 32), nn.Sequential(nn.Linear(32, 32), nn.ReLU()).eval()
+    ready = prepare_pt2e(torch.export.export(net, (x,)).module(), quantizer)
+    ready(x)
+    graph: nn.Module = convert_pt2e(ready, fold_quantize=fold)
+    return graph
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_converted_graph_is_quantized(fold: bool, dynamic: bool) -> None:
+    config = x86.get_default_x86_inductor_quantization_config(is_dynamic=dynamic)
+    graph = converted(x86.X86InductorQuantizer().set_global(config), fold)
+    assert guards.require_quantized(graph) is graph
+    again = torch.export.export(graph, (torch.randn(2, 32),)).module()
+    assert guards.require_quantized(again) is again
+
+
+def test_a_graph_in_which_the_quantizer_matched_nothing_is_named() -> None:
+    with pytest.raises(guards.GuardError, match="Has the quantizer matched nothing"):
+        guards.require_quantized(converted(x86.X86InductorQuantizer()))
+
+
+class Functional(nn.Module):
+    """A product without a module, and an addition without a weight."""
+
+    def __init__(self, weights: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8, 8)) if weights else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x if self.weight is None else nn.functional.linear(x, self.weight)
+
+
+def test_weights_that_fx_packed_for_a_function_count_and_scales_do_not() -> None:
+    x = torch.randn(2, 8)
+    with engines.using_engine("qnnpack"):
+        graphs = []
+        for weights in (True, False):
+            ready = prepare_fx(Functional(weights).eval(), tq.get_default_qconfig_mapping("qnnpack"), (x,))
+            ready(x)
+            graphs.append(convert_fx(ready))
+    assert guards.require_quantized(graphs[0]) is graphs[0]
+    with pytest.raises(guards.GuardError, match="No module of this GraphModule holds integer weights"):
+        guards.require_quantized(graphs[1])
+
+
+QUIET = {"set_inductor_config": False}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tao.Int8WeightOnlyConfig(**QUIET),
+        tao.IntxWeightOnlyConfig(torch.int4, PerGroup(32)),
+        int4.PrototypeInt4WeightOnlyConfig(group_size=32, **QUIET),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_integers_in_torchao_s_tensors_count(config: Any) -> None:
+    net = nn.Sequential(nn.Linear(64, 32)).bfloat16().eval()
+    tao.quantize_(net, config)
+    assert guards.require_quantized(net, ["0"]) is net
+
+
+def test_torchao_s_float8_weights_are_not_integers() -> None:
+    net = nn.Sequential(nn.Linear(64, 32)).bfloat16().eval()
+    tao.quantize_(net, tao.Float8WeightOnlyConfig(**QUIET))
+    assert type(net[0].weight).__name__ == "Float8Tensor"
+    with pytest.raises(guards.GuardError, match="No module of this Sequential holds integer weights"):
+        guards.require_quantized(net)
+
+
+class Marked(torch.Tensor):
+    """A subclass that holds no codes, as some libraries have."""
+
+
+def test_a_float_tensor_of_another_class_is_no_quantized_one() -> None:
+    net = nn.Linear(2, 2)
+    net.weight = nn.Parameter(torch.ones(2, 2).as_subclass(Marked))
+    with pytest.raises(guards.GuardError, match="holds integer weights"):
+        guards.require_quantized(net)
+
+
+def test_layers_that_torchao_skips_are_named() -> None:
+    net = nn.Sequential(nn.Linear(64, 32), *(nn.Linear(32, 32) for _ in range(4))).bfloat16().eval()
+    tao.quantize_(net, int4.PrototypeInt4WeightOnlyConfig(group_size=64, **QUIET))
+    assert guards.require_quantized(net, ["0"]) is net
+    with pytest.raises(guards.GuardError, match=r"4 of 5 layers kept their float weights: 1, 2, 3, …\. Does the group"):
+        guards.require_quantized(net, [name for name, _ in net.named_children()])

@@ -55,6 +55,14 @@ def test_more_pairs_than_there_are_is_refused(count: int) -> None:
         ("Only one sentence.", "Only one sentence.", ""),
         ("Said. Twice. Said.", "Said.", "Twice."),
         ("", "", ""),
+        ("Calls(f) on rows.\nMore (of it)\n\nRest.", "Calls(f) on rows.", "More (of it) Rest."),
+        ("Tensor(s) of a list\nare joined (all)\n\nRest.", "Tensor(s) of a list are joined (all)", "Rest."),
+        ("relu(x)\nclips at 0. Rest.", "relu(x) clips at 0.", "Rest."),
+        ("relu(x) -> Tensor. It clips. Rest.", "relu(x) -> Tensor.", "It clips. Rest."),
+        ("f(a, b=(1, 2),\n  c=g(3)) -> Tensor\nOne (of them).\nTwo.", "One (of them).", "Two."),
+        ("f(a, b=(1, 2))\n\nOne. Two.", "One.", "Two."),
+        ("f(a\nis open. Two.", "f(a is open.", "Two."),
+        ("f(x)", "", ""),
     ],
 )
 def test_a_docstring_is_cut_behind_its_first_sentence(text: str, query: str, document: str) -> None:

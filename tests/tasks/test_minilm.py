@@ -21,7 +21,7 @@ import torch
 from torch.ao import quantization as tq
 
 from qhelpers import guards
-from qhelpers.tasks import checkpoints, minilm
+from qhelpers.tasks import checkpoints, decoder, minilm
 
 transformers = pytest.importorskip("transformers")
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(code) for code in range(ord("a"), ord("z") + 1)), "##a"]
@@ -244,6 +244,14 @@ def test_padding_is_masked(found: minilm.MiniLM) -> None:
     assert tokens["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
 
 
+@pytest.mark.parametrize("mark", ["[SEP]", "[CLS]", "[PAD]", "[MASK]"])
+def test_a_text_that_spells_a_mark_is_text(found: minilm.MiniLM, mark: str) -> None:
+    row = minilm.tokenize(found.tokenizer, [f"a {mark} b"])["input_ids"][0].tolist()
+    assert (row[0], row[-1]) == (2, 3)
+    assert not {0, 2, 3, 4} & set(row[1:-1]), "a mark within the text"
+    assert len(row) == 7  # a, a bracket, a word, a bracket, b
+
+
 @pytest.mark.parametrize("texts", ["a b", [], [("a", "b")], ["a", None]])
 def test_what_is_no_list_of_texts_is_refused(found: minilm.MiniLM, texts: Any) -> None:
     with pytest.raises(minilm.TokenError, match="A list of at least one text is needed"):
@@ -304,6 +312,22 @@ def test_the_encoder_feeds_an_int8_table_of_words(found: minilm.MiniLM) -> None:
     int8 = tq.quantize_dynamic(found.model, spec)
     encoded = minilm.encode(minilm.SentenceEncoder(int8), found.tokenizer, ["a b c d e", "a", "c c c", "b"], batch=2)
     assert encoded.shape == (4, 8)
+
+
+def test_a_model_that_was_compiled_without_gradients_is_called_in_the_same_mode(found: minilm.MiniLM) -> None:
+    """In inference mode torch.compile would compile it anew, and without frozen weights."""
+    modes = []
+
+    def watched(**tokens: torch.Tensor) -> Any:
+        modes.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+        return found.model(**tokens)
+
+    def encoder(codes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return minilm.pool(watched(input_ids=codes, attention_mask=mask).last_hidden_state, mask)
+
+    minilm.embed(watched, minilm.tokenize(found.tokenizer, ["a"]))
+    minilm.encode(encoder, found.tokenizer, ["a", "b c"])
+    assert set(modes) == {(False, False)}
 
 
 def test_training_mode_is_refused(found: minilm.MiniLM) -> None:
@@ -371,6 +395,27 @@ def test_without_any_files_the_books_own_transformer_takes_the_place(places: Sim
     assert near.min() > 0.99
     with pytest.raises(minilm.TokenError, match="has no token"):
         minilm.tokenize(found.tokenizer, [""])
+
+
+def test_the_books_own_transformer_computes_what_the_decoder_does_under_bert_s_names(places: SimpleNamespace) -> None:
+    found, text = minilm.load_or_own(timeout_s=0), "a text " * 60  # longer than the context
+    tokens = minilm.tokenize(found.tokenizer, [text])
+    model, x = decoder.load_decoder(), None
+    assert tokens["input_ids"].shape[1] > model.blocks[0].attention.context
+    with torch.no_grad():
+        x = model.embedding(tokens["input_ids"])
+        for block in model.blocks:
+            x, _ = block(x, None)
+        own = found.model(**tokens).last_hidden_state
+    assert torch.allclose(own, model.norm(x), atol=1e-4)
+    parts = {name.split(".", 3)[3] for name, _ in found.model.named_modules() if name.count(".") > 2}
+    with torch.random.fork_rng(devices=[]):
+        bert = transformers.BertModel(
+            transformers.BertConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2)
+        )
+    linears = {n.split(".", 3)[3] for n, m in bert.named_modules() if isinstance(m, torch.nn.Linear) and "encoder" in n}
+    assert linears <= parts
+    assert found.tokenizer.convert_ids_to_tokens(tokens["input_ids"][0].tolist()[:3]) == ["\n", "a", " "]
 
 
 def test_where_the_files_are_the_published_network_is_taken(places: SimpleNamespace, network: Path) -> None:
