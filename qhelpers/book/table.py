@@ -1,7 +1,7 @@
 """One table for the whole book: what each chapter's models weigh, how fast they are, and how good.
 
-A chapter writes its rows while it runs; the introduction reads those of all chapters, and refuses what is missing or
-damaged. Whether a chapter's rows are current is the runner's business; without one, rows are shown with their date.
+A chapter writes its rows while it runs; the page of all models reads those of all chapters, and refuses what is missing
+or damaged. Whether a chapter's rows are current is the runner's business; without one, rows are shown with their date.
 """
 
 import datetime
@@ -282,12 +282,12 @@ def write_rows(name: str, rows: Sequence[Row]) -> None:
     chapter.record(f"rows-{name}", {"chapter": name, "rows": [asdict(row) for row in rows]})
 
 
-def read_rows(name: str, expected: Sequence[str]) -> list[Row]:
+def read_rows(name: str, expected: Sequence[str] | None = None) -> list[Row]:
     """The rows that a chapter has left where this page may gather them, checked.
 
     Args:
         name: the notebook's name without ending.
-        expected: names of the models that must be there, in this order.
+        expected: names of the models that must be there, in this order; all that are there if None.
 
     Raises:
         RowError: if the chapter has not run, is not current (where the runner says so), or lacks an expected row;
@@ -307,6 +307,7 @@ def read_rows(name: str, expected: Sequence[str]) -> list[Row]:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise RowError(f"{path.name} is damaged ({type(error).__name__}: {error}): run {name} again.") from error
     found = {row.model: row for row in rows}
+    expected = [*found] if expected is None else expected
     if missing := [model for model in expected if model not in found]:
         raise RowError(f"The chapter {name} has left no row for {', '.join(missing)}.")
     return [found[model] for model in expected]
@@ -375,11 +376,11 @@ def as_frame(rows: Sequence[Row], dated: bool = False) -> pd.DataFrame:
     '99.3 (98.6 to 99.7)'
     """
     same_metric = len({row.metric for row in rows}) == 1
-    lines = {}
+    lines = []
     for row in rows:
         low, high = (_shown(row, value) for value in row.interval)
         quality, unit = (row.metric, "") if same_metric else ("quality", f" {row.metric}")
-        lines[row.model] = {
+        line = {
             "MB": f"{row.size_mb:.2f}",
             "× float in this runtime": str(row.speed),
             "× best float here": str(row.best),
@@ -389,8 +390,9 @@ def as_frame(rows: Sequence[Row], dated: bool = False) -> pd.DataFrame:
             "engine or runtime": row.setting.rsplit("engine ", 1)[-1],
         }
         if dated:
-            lines[row.model]["measured on"] = row.measured_on
-    return pd.DataFrame(lines).T
+            line["measured on"] = row.measured_on
+        lines.append(line)
+    return pd.DataFrame(lines, index=[row.model for row in rows])  # two chapters may have a model of one name
 
 
 def under_table(rows: Sequence[Row]) -> str:

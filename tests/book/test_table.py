@@ -332,3 +332,12 @@ def test_rows_made_by_hand_are_shown_with_their_date(monkeypatch: pytest.MonkeyP
 def test_a_row_is_dated_when_it_is_measured() -> None:
     measured = {name: value for name, value in GOOD.items() if name != "measured_on"}
     assert table.Row(**measured).measured_on == datetime.date.today().isoformat()
+
+
+def test_all_rows_of_a_chapter_are_read_if_none_is_named(written: Path) -> None:
+    assert [row.model for row in table.read_rows("some-chapter")] == ["float", "int8"]
+
+
+def test_rows_of_one_name_are_both_shown() -> None:
+    rows = [table.Row(**GOOD), table.Row(**GOOD | {"size_mb": 3.0})]
+    assert list(table.as_frame(rows)["MB"]) == ["9.20", "3.00"]

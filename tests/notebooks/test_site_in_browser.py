@@ -191,3 +191,67 @@ def test_words_that_are_nowhere_are_said_to_be(browser: Any, served: str) -> Non
 
 def test_opened_from_disk_the_search_is_that_of_sphinx(browser: Any) -> None:
     assert any("gallery" in link for link in found_by(browser, SITE.as_uri(), "Missing out variants"))
+
+
+COMPARED = ROOT / "book" / "all-models.ipynb"
+
+
+def row_of_the_table(page: Any, place: int) -> str:
+    """A row of the page's table in the words in which a mark reads it out."""
+    names = [heading.text_content() for heading in page.query_selector_all(".qb-table thead tr:first-child th")]
+    row = page.query_selector_all(".qb-table tbody tr")[place]
+    model, chapter, *cells = [cell.text_content() for cell in row.query_selector_all("th, td")]
+    values = zip(names[1:], [chapter.replace(" ", "-"), *cells], strict=True)
+    return "; ".join([model, *(f"{name}: {value}" for name, value in values)])
+
+
+@pytest.mark.parametrize("width", [1280, 320])
+def test_the_keyboard_reaches_every_model_and_reads_its_row(page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 700})
+    page.goto(address(COMPARED))
+    marks = page.query_selector_all(".qb-mark")
+    stops = [mark for mark in marks if mark.get_attribute("tabindex") == "0"]
+    assert len(stops) == 1, "the plot is one stop for Tab"
+    detail = page.locator(".qb-compare output")
+    assert page.locator(".qb-hint").is_visible()
+    assert detail.text_content() == ""
+    page.locator(".qb-compare").evaluate("it => { it.tabIndex = -1; it.focus() }")
+    page.keyboard.press("Tab")
+    for place, mark in enumerate(marks):
+        assert mark.evaluate("it => it === document.activeElement")
+        assert detail.text_content() == mark.get_attribute("data-row")
+        assert detail.text_content() == row_of_the_table(page, place)
+        box = mark.bounding_box()
+        assert 0 <= box["y"] <= detail.bounding_box()["y"] - box["height"] + 1, "the line hides no row that it reads"
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Home")
+    assert detail.text_content() == marks[0].get_attribute("data-row")
+    page.keyboard.press("Escape")
+    assert detail.text_content() == ""
+
+
+@pytest.mark.parametrize("width", [1280, 320])
+def test_a_row_that_is_pointed_at_or_tapped_is_read_where_it_is_seen(browser: Any, width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 700}, has_touch=True)
+    tab = context.new_page()
+    tab.goto(address(COMPARED))
+    detail = tab.locator(".qb-compare output")
+    marks = tab.locator(".qb-mark")
+    marks.nth(2).hover()
+    assert detail.text_content() == marks.nth(2).get_attribute("data-row")
+    marks.nth(5).tap()
+    assert detail.text_content() == marks.nth(5).get_attribute("data-row")
+    box = detail.bounding_box()
+    assert 0 <= box["y"] <= 700 - box["height"]
+    assert box["width"] <= width
+    context.close()
+
+
+def test_the_plot_of_all_models_is_a_picture_without_script(browser: Any) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(address(COMPARED))
+    assert tab.locator(".qb-compare svg").is_visible()
+    assert not tab.locator(".qb-hint").is_visible()
+    assert tab.locator(".qb-table tbody tr").count() > tab.locator(".qb-mark").count()
+    context.close()
