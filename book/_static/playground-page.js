@@ -4,7 +4,7 @@
 (() => {
   const P = window.playground, root = document.getElementById("pg"), $ = (id) => document.getElementById(`pg-${id}`);
   const packed = JSON.parse($("data").textContent), base = P.unpack(packed);
-  const SIDE = 28, PIXELS = SIDE * SIDE, SLICE = 20; // digits that are counted before the page may react
+  const SIDE = 28, PIXELS = SIDE * SIDE, SLICE = 30; // milliseconds of counting before the page may react
 
   // --- 1. Settings: their defaults, what is allowed, and the address ----------------------------------------------
 
@@ -95,7 +95,7 @@
 
   // --- 3. State, and what follows from it -------------------------------------------------------------------------
 
-  let s, digits, calibration, drawing = null, note = "", run = 0, timer = 0, pen = null, cursor = null, left = false;
+  let s, digits, inputs, calibration, drawing = null, note = "", run = 0, timer = 0, pen = null, cursor = null, left = false;
   const nets = new Map(); // float networks by what was done to them, with what calibration saw and what they answer
 
   function network() {
@@ -142,8 +142,8 @@
     $("top-int8").textContent = "…";
     (function some() {
       if (mine !== run) return;
-      for (const stop = Math.min(n + SLICE, digits.length); n < stop; n++) {
-        const label = +packed.test.labels[n], image = packed.inputs[n];
+      for (const until = performance.now() + SLICE; n < digits.length && performance.now() < until; n++) {
+        const label = +packed.test.labels[n], image = inputs[n];
         answers[n] ??= best(P.run(net, null, image));
         const float = answers[n] === label, int8 = best(P.run(net, model, image)) === label;
         (tally.float += float), (tally.int8 += int8), (tally.lost += float && !int8), (tally.won += int8 && !float);
@@ -274,8 +274,6 @@
 
   // --- 6. Beginning -----------------------------------------------------------------------------------------------
 
-  const MENDED = { reduce: packed.reduced, reset: null };
-
   function bind() {
     const box = $("box");
     box.addEventListener("pointerdown", (event) => {
@@ -322,7 +320,8 @@
       $("why").textContent = `The playground cannot run here: ${error.message}. The picture shows what it does.`;
       return;
     }
-    packed.inputs = digits.map(input);
+    inputs = digits.map(input);
+    Object.assign(P, { base, packed, digits, calibration, defaults }); // for the tests, and for the curious
     $("app").hidden = false;
     $("still").hidden = true;
     [s, note] = readAddress();

@@ -46,20 +46,24 @@ window.playground = (() => {
 
   const clamp = (value, low, high) => (value < low ? low : value > high ? high : value);
 
-  /* The sums of products of a layer, one for each output and each group of its weights. An accumulator of 16 bits stays
-     at the end of its range whenever a product would carry it further. */
+  /* The sums of products of a layer, one for each output and each group of its weights: what a place reads is gathered
+     once, then multiplied with the weights of each output that reads it. An accumulator of 16 bits stays at the end of
+     its range whenever a product would carry it further. */
   function sums(layer, x, weight, groups, bits) {
     const { row, places, reads, outputs, depthwise } = layer, size = row / groups, end = 2 ** (bits - 1);
-    const found = new Float64Array(outputs * places * groups);
-    for (let o = 0, n = 0; o < outputs; o++)
-      for (let place = 0; place < places; place++)
+    const found = new Float64Array(outputs * places * groups), read = new Float64Array(row);
+    for (let n = 0; n < reads.length / row; n++) {
+      for (let k = 0; k < row; k++) read[k] = x[reads[n * row + k]];
+      const place = n % places, own = Math.floor(n / places); // of a depthwise layer: the one output that reads this
+      for (let o = own; o < (depthwise ? own + 1 : outputs); o++)
         for (let g = 0; g < groups; g++) {
-          const from = ((depthwise ? o : 0) * places + place) * row + g * size, first = o * row + g * size;
+          const first = g * size, last = first + size, from = o * row;
           let sum = 0;
-          if (bits === 32) for (let k = 0; k < size; k++) sum += x[reads[from + k]] * weight[first + k];
-          else for (let k = 0; k < size; k++) sum = clamp(sum + x[reads[from + k]] * weight[first + k], -end, end - 1);
-          found[n++] = sum;
+          if (bits === 32) for (let k = first; k < last; k++) sum += read[k] * weight[from + k];
+          else for (let k = first; k < last; k++) sum = clamp(sum + read[k] * weight[from + k], -end, end - 1);
+          found[(o * places + place) * groups + g] = sum;
         }
+    }
     return found;
   }
 
@@ -135,18 +139,16 @@ window.playground = (() => {
   /* Sums of integers, plus the bias, times what brings them to the scale of the next layer's input (requantization). If
      the next layer is a float one, or there is none, the result is a real number. */
   function int8Layer(layer, q, codes, target, bits) {
-    const { groups, input, scale } = q, found = sums(layer, codes, q.codes, groups, bits);
-    const out = new Float64Array(found.length / groups + 1), wanted = target || { scale: 1 };
-    for (let i = 0; i < out.length - 1; i++) {
-      const o = Math.floor(i / layer.places);
-      let total = 0;
-      for (let g = 0; g < groups; g++) {
-        const sum = found[i * groups + g] + (g === 0 ? q.bias[o] : 0);
-        total += sum * ((input.scale * scale[o * groups + g]) / wanted.scale);
+    const { groups, input, scale } = q, { places, outputs, relu } = layer, found = sums(layer, codes, q.codes, groups, bits);
+    const out = new Float64Array(outputs * places + 1), wanted = target || { scale: 1 };
+    const factor = scale.map((step) => (input.scale * step) / wanted.scale);
+    for (let o = 0, i = 0; o < outputs; o++)
+      for (let place = 0; place < places; place++, i++) {
+        let total = (found[i * groups] + q.bias[o]) * factor[o * groups];
+        for (let g = 1; g < groups; g++) total += found[i * groups + g] * factor[o * groups + g];
+        if (target) total = clamp(roundEven(total) + target.zero, target.low, target.high) - target.zero;
+        out[i] = relu && total < 0 ? 0 : total;
       }
-      if (target) total = clamp(roundEven(total) + target.zero, target.low, target.high) - target.zero;
-      out[i] = layer.relu ? Math.max(total, 0) : total;
-    }
     return out;
   }
 

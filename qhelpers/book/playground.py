@@ -78,7 +78,7 @@ def packed_digits(images: Tensor) -> dict[str, Any]:
     rows = images.numpy().reshape(-1, COLUMNS, height, width).transpose(0, 2, 1, 3)
     buffer = io.BytesIO()
     picture = Image.fromarray(rows.reshape(-1, COLUMNS * width)).convert("RGB")
-    picture.save(buffer, "WEBP", lossless=True, quality=100, method=6)
+    picture.save(buffer, "WEBP", lossless=True, quality=100, method=4)
     data = b64encode(buffer.getvalue()).decode()
     return {
         "picture": f"data:image/webp;base64,{data}",
