@@ -31,9 +31,11 @@
     return bad ? `${text} does not divide the ${bad.row} weights of a channel of ${bad.name}.` : "";
   }
 
+  const isHeading = () => Boolean(document.getElementById(location.hash.slice(1))); // a link within the page
+
   function readAddress() {
     const settings = defaults(), strange = [];
-    for (const part of location.hash.slice(1).split("&").filter(Boolean)) {
+    for (const part of isHeading() ? [] : location.hash.slice(1).split("&").filter(Boolean)) {
       const [key, text = ""] = part.split("=");
       const value = Object.hasOwn(FIELDS, key) ? FIELDS[key][1](text) : undefined;
       if (value === undefined) strange.push(part.slice(0, 40));
@@ -95,7 +97,7 @@
 
   // --- 3. State, and what follows from it -------------------------------------------------------------------------
 
-  let s, digits, inputs, calibration, drawing = null, note = "", run = 0, timer = 0, pen = null, cursor = null, left = false;
+  let s, digits, inputs, calibration, drawing = null, note = "", lost = [], run = 0, timer = 0, pen = null, cursor = null, left = false;
   const nets = new Map(); // float networks by what was done to them, with what calibration saw and what they answer
 
   function network() {
@@ -114,7 +116,7 @@
   function changed() {
     clearTimeout(timer);
     timer = setTimeout(update);
-    run++;
+    root.dataset.counting = run++;
   }
 
   function update() {
@@ -125,7 +127,7 @@
     const pixels = drawing ? own : digits[s.digit];
     showControls(dead);
     showLayers(net, model, decibels, bytes, worst);
-    showHistogram(net, model);
+    showHistogram(net, model, worst);
     paint();
     $("size").textContent = `${shown(bytes.reduce((a, b) => a + b) / 1000, 1)} kB`;
     $("worst").textContent = Number.isFinite(decibels[worst]) ? `${shown(decibels[worst], 1)} dB, ${net[worst].name}` : "all in float";
@@ -136,9 +138,9 @@
 
   /* Counts right answers, some digits at a time, until another change begins a count of its own. */
   function count(mine, net, model, answers, words) {
-    const started = performance.now(), tally = { float: 0, int8: 0, lost: 0, won: 0 };
+    const started = performance.now(), tally = { float: 0, int8: 0, won: 0 };
     let n = 0;
-    root.dataset.counting = "";
+    lost = [];
     $("top-int8").textContent = "…";
     (function some() {
       if (mine !== run) return;
@@ -146,14 +148,16 @@
         const label = +packed.test.labels[n], image = inputs[n];
         answers[n] ??= best(P.run(net, null, image));
         const float = answers[n] === label, int8 = best(P.run(net, model, image)) === label;
-        (tally.float += float), (tally.int8 += int8), (tally.lost += float && !int8), (tally.won += int8 && !float);
+        (tally.float += float), (tally.int8 += int8), (tally.won += int8 && !float);
+        if (float && !int8) lost.push(n);
       }
       if (n < digits.length) return setTimeout(some);
       delete root.dataset.counting;
       root.dataset.milliseconds = Math.round(performance.now() - started);
       const share = (right) => `${shown((100 * right) / digits.length, 1)} %`;
+      $("lost").disabled = !lost.length;
       $("top-float").textContent = share(tally.float);
-      $("top-int8").textContent = `${share(tally.int8)} (${tally.lost} lost, ${tally.won} won)`;
+      $("top-int8").textContent = `${share(tally.int8)} (${lost.length} lost, ${tally.won} won)`;
       $("said").textContent = `${note}${words} Right answers of ${digits.length} test digits: float ${tally.float}, int8 ${tally.int8}.`;
       note = "";
     })();
@@ -165,17 +169,21 @@
     for (const control of root.querySelectorAll("[data-key]")) {
       const { key, set } = control.dataset;
       if (control.type === "checkbox") control.checked = s.float.includes(control.value);
-      else if (set !== undefined) control.setAttribute("aria-pressed", String(s[key]) === set);
+      else if (control.dataset.back) control.setAttribute("aria-pressed", String(s[key]) === set);
+      else if (set !== undefined) continue;
       else if (control !== document.activeElement || control.type !== "number") control.value = s[key];
       const said = $(`${key}-said`);
       if (said && control.type === "range") said.textContent = key === "w" || key === "a" ? `${s[key]} bits` : `${s[key]} %`;
     }
-    $("group").disabled = s.scale !== "group";
+    const broken = root.querySelectorAll("[data-note][aria-pressed=true]");
+    $("broken").textContent = [...broken].map((button) => button.dataset.note).join(" ");
+    $("group-label").hidden = s.scale !== "group";
     for (const kind of ["w", "a"]) {
       const slider = $(`${kind}v`), cut = s[`${kind}r`] === "percentile";
       Object.assign(slider, cut ? { min: 90, max: 100, step: 0.1 } : { min: 5, max: 300, step: 5 });
       slider.value = s[`${kind}v`];
-      slider.disabled = s[`${kind}r`] === "minmax" || (kind === "a" && s.skip);
+      $(`${kind}v-label`).hidden = s[`${kind}r`] === "minmax";
+      $(`${kind}v-rule`).textContent = cut ? "Percentile" : "Share of the largest value";
     }
     $("dead").textContent = dead.length
       ? `Every weight of ${dead.map((layer) => layer.name).join(", ")} has the code 0: the answer no longer depends on the digit.` : "";
@@ -192,7 +200,8 @@
       }
       $(`${kind}-answer`).textContent = pair ? best(pair[i]) : "–";
     }
-    $("what").textContent = drawing ? "Your drawing" : `Test digit ${s.digit} (a ${packed.test.labels[s.digit]})`;
+    const what = drawing ? "Your drawing" : `Test digit ${s.digit}, a ${packed.test.labels[s.digit]}`;
+    $("what").textContent = pair ? `${what}: float says ${best(pair[0])}, int8 says ${best(pair[1])}.` : "The box is empty.";
     if (!pair) return "The box is empty: draw a digit, and both networks answer.";
     const kept = drawing && left ? "What was drawn outside the box does not count. " : "";
     return `${kept}Float says ${best(pair[0])}, int8 says ${best(pair[1])}.${dead.length ? ` ${$("dead").textContent}` : ""}`;
@@ -209,8 +218,8 @@
   }
 
   /* Weights above the line, what their codes stand for below it: two histograms of the same numbers. */
-  function showHistogram(net, model) {
-    const i = Math.max(net.findIndex((layer) => layer.name === $("layer").value), 0), layer = net[i], q = model.layers[i];
+  function showHistogram(net, model, worst) {
+    const chosen = net.findIndex((layer) => layer.name === $("layer").value), i = chosen < 0 ? worst : chosen, layer = net[i], q = model.layers[i];
     const given = q.codes.map((code, n) => code * q.scale[Math.floor((n * q.groups) / layer.row)]);
     const end = layer.weight.reduce((most, value) => Math.max(most, Math.abs(value)), 0), bins = 121;
     const counts = (values) => {
@@ -288,12 +297,13 @@
     $("clear").addEventListener("click", clear);
     $("previous").addEventListener("click", () => take(s.digit - 1));
     $("next").addEventListener("click", () => take(s.digit + 1));
+    $("lost").addEventListener("click", () => take(lost.find((n) => n > s.digit) ?? lost[0] ?? s.digit));
     $("layer").addEventListener("input", changed);
     $("reduce").addEventListener("click", () => (Object.assign(s, packed.reduced), changed()));
     $("reset").addEventListener("click", () => ((s = { ...defaults(), digit: s.digit }), changed()));
     for (const control of root.querySelectorAll("[data-key]"))
       control.addEventListener(control.dataset.set === undefined ? "input" : "click", () => turned(control));
-    addEventListener("hashchange", () => (([s, note] = readAddress()), changed()));
+    addEventListener("hashchange", () => isHeading() || (([s, note] = readAddress()), changed()));
   }
 
   function turned(control) {
@@ -306,6 +316,7 @@
       if (name === "group") $("group-said").textContent = value === undefined ? `${groupProblem(text)} ${s.group} stays.` : "";
       if (value === undefined) return;
       s[name] = value;
+      if (name === "digit") drawing = null;
       if (name === "wr" || name === "ar") s[`${name[0]}v`] = { minmax: 100, percentile: 99, free: 60 }[value];
     }
     changed();

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 from base64 import b64decode
 from collections.abc import Iterator
@@ -214,7 +215,7 @@ def test_a_drawn_one_is_read_wherever_it_is_drawn(tab: Any, site: Path) -> None:
         tab.click("#pg-clear")
         stroke(tab, (x + 0.02, 0.2), (x, 0.8))
         assert "Float says 1, int8 says 1." in settled(tab)
-    assert tab.inner_text("#pg-what") == "Your drawing"
+    assert tab.inner_text("#pg-what") == "Your drawing: float says 1, int8 says 1."
 
 
 def test_an_empty_box_is_not_read(tab: Any, site: Path) -> None:
@@ -257,7 +258,7 @@ def test_a_finger_draws_without_scrolling_the_page(browser: Any, site: Path) -> 
     box = box_of(tab)
     tab.touchscreen.tap(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     settled(tab)
-    assert tab.inner_text("#pg-what") == "Your drawing"
+    assert tab.inner_text("#pg-what").startswith("Your drawing: float says")
     assert tab.evaluate("getComputedStyle(document.getElementById('pg-box')).touchAction") == "none"
     context.close()
 
@@ -288,9 +289,30 @@ def test_a_changed_address_changes_the_page(tab: Any, site: Path) -> None:
     assert "int8 493" not in settled(tab)
 
 
+def test_a_link_to_a_heading_leaves_the_settings_alone(tab: Any, site: Path) -> None:
+    said = opened(tab, site, "#pg-what")
+    assert "Not understood" not in said
+    tab.evaluate("location.hash = '#w=3'")
+    tab.wait_for_function("document.getElementById('pg-w-said').textContent === '3 bits'")
+    tab.evaluate("location.hash = '#pg-layer'")
+    assert "Not understood" not in settled(tab)
+    assert tab.inner_text("#pg-w-said") == "3 bits"
+
+
+def test_digits_that_int8_loses_are_found(tab: Any, site: Path) -> None:
+    opened(tab, site, "#w=3")
+    for _ in range(2):
+        before = tab.inner_text("#pg-what")
+        tab.click("#pg-lost")
+        settled(tab)
+        assert tab.inner_text("#pg-what") != before
+        digit, float_says, int8_says = re.findall(r"(?:, a|says) (\d)", tab.inner_text("#pg-what"))
+        assert digit == float_says != int8_says
+
+
 @pytest.mark.parametrize(
     "nonsense",
-    ["w=99", "w=", "scale=banana", "group=10", "float=conv9", "__proto__=1", "digit=500", "%00%ff", "wv=NaN"],
+    ["w=99", "w=", "scale=banana", "group=10", "float=conv9", "__proto__=1", "digit=500", "%00%ff", "wv=1e9"],
 )
 def test_nonsense_in_the_address_is_named_and_the_default_used(tab: Any, site: Path, nonsense: str) -> None:
     said = opened(tab, site, f"#{nonsense}&a=6")
@@ -418,7 +440,7 @@ def test_nothing_needs_sideways_scrolling(tab: Any, site: Path, width: int) -> N
 
 def test_every_control_has_a_name_and_is_reached_by_the_tab_key(tab: Any, site: Path) -> None:
     opened(tab, site, "#scale=group&wr=free&ar=free")
-    controls = tab.locator("#pg-app :is(button, select, input, canvas)")
+    controls = tab.locator("#pg-app :is(button, select, input, canvas):not([disabled])")
     unnamed = [
         control.evaluate("element => element.outerHTML")
         for control in controls.all()
