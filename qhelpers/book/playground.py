@@ -3,6 +3,7 @@
 The arithmetic runs in ``book/_static/playground.js``; the chapter shows the same arithmetic in PyTorch.
 """
 
+import copy
 import html
 import io
 import json
@@ -12,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from IPython.display import HTML
 from PIL import Image
 from torch import Tensor, nn
+
+from qhelpers.book import figures
 
 COLUMNS = 25  # digits side by side in the picture that holds them
 MARKUP = Path(__file__).parent / "playground.html"
@@ -34,7 +38,7 @@ def packed_network(net: nn.Module, size: int = 28) -> dict[str, Any]:
     Raises:
         PlaygroundError: for another layer, or numbers that float16 does not hold.
 
-    >>> packed_network(nn.Sequential(nn.Conv2d(1, 2, 3)))["layers"][0]["out"]
+    >>> packed_network(nn.Sequential(nn.Conv2d(1, 2, 3).half().float()))["layers"][0]["out"]
     26
     """
     layers: list[dict[str, Any]] = []
@@ -68,7 +72,6 @@ def packed_digits(images: Tensor) -> dict[str, Any]:
     Raises:
         PlaygroundError: for another number of digits.
 
-    >>> import torch
     >>> packed_digits(torch.zeros(25, 28, 28, dtype=torch.uint8))["count"]
     25
     """
@@ -86,6 +89,44 @@ def packed_digits(images: Tensor) -> dict[str, Any]:
         "count": count,
         "sum": int(images.long().sum()),
     }
+
+
+def picture(net: nn.Sequential, images: Tensor, labels: Tensor, bits: int = 3) -> tuple[str, str]:
+    """A digit that a network reads, but not once its weights have few bits and one scale for each tensor.
+
+    Args:
+        net: takes float32 images ``(n, 1, 28, 28)`` with values 0 to 1, and gives logits ``(n, 10)``.
+        images: uint8 of shape ``(n, 28, 28)``.
+        labels: int64 of shape ``(n,)``.
+        bits: of the weights; activations stay in float.
+
+    Returns:
+        The digit beside both networks' logits as SVG, and their answers in words.
+
+    Raises:
+        PlaygroundError: if the rounded network reads every digit that the other one reads.
+    """
+    coarse = copy.deepcopy(net)
+    with torch.no_grad():
+        for layer in coarse:
+            if isinstance(layer, nn.Conv2d):
+                step = layer.weight.abs().max() / (2 ** (bits - 1) - 1)
+                layer.weight.copy_((layer.weight / step).round() * step)
+        exact, given = net(images[:, None] / 255), coarse(images[:, None] / 255)
+    lost = (exact.argmax(1) == labels) & (given.argmax(1) != labels)
+    if not lost.any():
+        raise PlaygroundError(f"Weights of {bits} bits lose none of these digits: there is nothing to show.")
+    shown = int(lost.nonzero()[0])
+    words = f"float says {int(exact[shown].argmax())}, weights of {bits} bits say {int(given[shown].argmax())}"
+    figure, (left, right) = figures.new_figure(7, 2.4, ncols=2, width_ratios=[1, 2])
+    left.imshow(images[shown].numpy(), cmap="gray")
+    left.set(xticks=[], yticks=[], title="a test digit")
+    places = np.arange(10)
+    right.bar(places - 0.2, exact[shown].numpy(), 0.4, color=figures.FLOAT, label="float")
+    right.bar(places + 0.2, given[shown].numpy(), 0.4, color=figures.INT8, label=f"{bits} bits")
+    right.set(xticks=places, xlabel="answer", ylabel="logit")
+    right.legend(frameon=False)
+    return figures.svg(figure, f"A handwritten {int(labels[shown])} and ten logits of two networks: {words}."), words
 
 
 def page(data: Mapping[str, Any], still: str, caption: str) -> HTML:

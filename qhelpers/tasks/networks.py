@@ -164,7 +164,7 @@ def load_playground_net() -> PlaygroundNet:
         CheckpointError: if the committed file is missing or altered.
 
     >>> sum(parameter.numel() for parameter in load_playground_net().parameters())
-    17914
+    17930
     """
     return _load(PlaygroundNet, "playground_float16.pt")
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from base64 import b64decode
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_the_page_holds_its_data_a_row_for_each_layer_and_the_picture(small: nn.
     (packed,) = soup.select("#pg-data")
     assert json.loads(packed.string or "") == data
     assert [row["id"] for row in soup.select(".pg-layers tbody tr")] == ["pg-layer-0", "pg-layer-2"]
-    assert [option["value"] for option in soup.select("#pg-layer option")] == ["0", "2"]
+    assert [option["value"] for option in soup.select("#pg-layer option")] == ["", "0", "2"]
     assert soup.select_one("#pg-still figcaption").get_text() == "What < it shows."
     assert "<!--" not in str(soup)
     assert not soup.select("[id]:not([id^=pg])"), "ids of its own"
@@ -72,3 +73,17 @@ def test_the_page_holds_its_data_a_row_for_each_layer_and_the_picture(small: nn.
 def test_a_page_without_picture_or_words_is_refused(still: str, caption: str) -> None:
     with pytest.raises(playground.PlaygroundError, match="give both"):
         playground.page({"layers": []}, still, caption)
+
+
+def test_the_picture_shows_a_digit_that_rounding_loses(random_weights: None) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 10, 28), nn.Flatten())
+    images = torch.randint(0, 256, (20, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labels = net(images[:, None] / 255).argmax(1)
+    before = net[0].weight.clone()
+    svg, words = playground.picture(net, images, labels, bits=2)
+    assert re.fullmatch(r"float says (\d), weights of 2 bits say (?!\1)\d", words)
+    assert words in svg
+    assert torch.equal(net[0].weight, before), "it rounds a copy"
+    with pytest.raises(playground.PlaygroundError, match="16 bits lose none"):
+        playground.picture(net, images, labels, bits=16)
