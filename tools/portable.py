@@ -28,7 +28,7 @@ MARK = "†"
 SCRAP = "application/papermill.record/text/plain"  # how myst-nb keeps what a notebook glues
 UNREAD = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 KERNEL = re.compile(r"\s*\*\*Kernel:\*\* [^.]*\.")  # what the site works without; a copy has one
-PAGE = re.compile(r'href="(?P<page>[\w-]+)\.html(?P<place>#[^"]*)?"')  # in an output, as the site has it
+PAGE = re.compile(r'href="(?P<page>[\w-]+)\.html(?P<place>#[^"]*)?"')  # in HTML, as the site has it
 SOLUTION, SOLVED = "\0solution\0", "\0solved\0"
 
 FENCE = re.compile(r"^(?P<marks>`{3,}|:{3,}|~{3,})(?P<rest>.*)$")
@@ -130,7 +130,7 @@ class _Page:
     def inline(self, text: str) -> str:
         """Text without fences: roles, links and labels."""
         text = LABEL.sub(lambda match: f'<a id="{html.escape(_slug(match["heading"]))}"></a>\n\n', text)
-        return INLINE.sub(self._inline, text)
+        return _led(INLINE.sub(self._inline, text), self.book)
 
     def _inline(self, match: re.Match[str]) -> str:
         if match["code"]:
@@ -360,9 +360,14 @@ def _output(output: dict[str, Any], among: Book) -> dict[str, Any] | None:
     dropped = (SCRAP, "application/vnd.jupyter.widget-view+json")
     data = {kind: value for kind, value in output["data"].items() if kind not in dropped}
     if "text/html" in data:
-        page = among.address(r"\g<page>") + (r"\g<place>" if among.site else "")
-        data["text/html"] = PAGE.sub(f'href="{page}"', still("".join(data["text/html"])))
+        data["text/html"] = _led(still("".join(data["text/html"])), among)
     return output | {"data": data, "metadata": {}} if data else None
+
+
+def _led(text: str, among: Book) -> str:
+    """HTML whose links to pages of the site lead to where the copy's reader finds them."""
+    page = among.address(r"\g<page>") + (r"\g<place>" if among.site else "")
+    return PAGE.sub(f'href="{page}"', text)
 
 
 def cleared(notebook: dict[str, Any]) -> dict[str, Any]:

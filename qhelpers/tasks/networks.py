@@ -135,6 +135,40 @@ def load_digit_resnet() -> DigitResNet:
     return _load(DigitResNet, "digits_resnet_float16.pt")
 
 
+class PlaygroundNet(nn.Sequential):
+    """The playground's network: small enough to run in a page, with the depthwise layers of a MobileNet.
+
+    Takes images ``(n, 1, 28, 28)`` with values 0 to 1 and returns logits ``(n, 10)``. Its batch norms are folded. The
+    layers that end in a bottleneck (``pw1``) have no ReLU behind them, as in MobileNetV2.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, stride=2, padding=1)
+        self.relu1 = nn.ReLU()
+        self.dw1 = nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16)
+        self.relu2 = nn.ReLU()
+        self.pw1 = nn.Conv2d(16, 32, 1)
+        self.dw2 = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.relu3 = nn.ReLU()
+        self.pw2 = nn.Conv2d(32, 32, 1)
+        self.relu4 = nn.ReLU()
+        self.head = nn.Conv2d(32, 10, 7)  # a Linear layer over 32 planes of 7x7, written as a convolution
+        self.flatten = nn.Flatten()
+
+
+def load_playground_net() -> PlaygroundNet:
+    """The committed network of the playground in float32, in evaluation mode; its file holds float16.
+
+    Raises:
+        CheckpointError: if the committed file is missing or altered.
+
+    >>> sum(parameter.numel() for parameter in load_playground_net().parameters())
+    17930
+    """
+    return _load(PlaygroundNet, "playground_float16.pt")
+
+
 def _load(kind: type[Net], name: str) -> Net:
     state = checkpoints.committed_state(name)
     with torch.random.fork_rng(devices=[]):

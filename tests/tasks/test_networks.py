@@ -1,8 +1,28 @@
 """The book's own small networks."""
 
-from qhelpers.tasks import networks
+import pytest
+import torch
+from torch import nn
+
+from qhelpers.tasks import digits, networks
 
 
 def test_the_network_is_the_one_that_the_provenance_describes() -> None:
     model = networks.load_digit_resnet()
     assert sum(parameter.numel() for parameter in model.parameters()) == 177_178
+
+
+def test_the_network_of_the_playground_is_small_and_reads_the_digits() -> None:
+    raw, labels = digits.dataset("test").tensors
+    model = networks.load_playground_net()
+    products = {}
+    for name, layer in model.named_children():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(
+                lambda layer, _, out, name=name: products.update({name: out[0].numel() * layer.weight[0].numel()})
+            )
+    with torch.inference_mode():
+        right = int((model(raw[:, None].float() / 255).argmax(1) == labels).sum())
+    assert right == pytest.approx(984, abs=2), "of 1,000; the last bits depend on the machine"
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 30_000
+    assert sum(products.values()) <= 1_000_000

@@ -206,6 +206,14 @@ def test_a_link_in_an_output_leads_to_the_other_copy_or_to_the_site(
     assert re.findall('href="(.*?)"', copied["data"]["text/html"]) == [*led, "https://a.b/c.html", "#d"]
 
 
+@pytest.mark.parametrize(("site", "led"), [("", "two.ipynb"), (SITE, f"{SITE}book/two.html#w=4&a=8")])
+def test_a_link_in_prose_to_a_page_with_a_setting_leads_to_the_other_copy_or_to_the_site(
+    site: str, led: str, small: portable.Book
+) -> None:
+    prose = 'See <a href="two.html#w=4&a=8">it collapse</a>.'
+    assert plain(prose, dataclasses.replace(small, site=site)) == f'See <a href="{led}">it collapse</a>.'
+
+
 def test_outputs_are_kept_in_one_copy_and_cleared_in_the_other(small: portable.Book) -> None:
     scrap = {
         "output_type": "display_data",

@@ -5,7 +5,7 @@ from base64 import b64decode
 
 from bs4 import BeautifulSoup
 
-from qhelpers.book import figures, widgets
+from qhelpers.book import figures, playground, widgets
 from tools.still import still
 
 
@@ -48,6 +48,14 @@ def test_a_switcher_becomes_a_list_of_its_panels() -> None:
         ("dog", "<b>dog</b>"),
     ]
     assert not found.find_all(["style", "input", "label"])
+
+
+def test_of_the_playground_its_picture_is_left() -> None:
+    page = playground.page({"layers": [], "weights": ""}, drawn("A digit."), "What it shows.").data
+    found = BeautifulSoup(still(page), "html.parser")
+    assert [image["alt"] for image in found.find_all("img")] == ["A digit."]
+    assert found.get_text().strip() == "What it shows."
+    assert not found.find_all(["script", "link", "canvas", "input", "noscript"])
 
 
 def test_a_table_is_left_as_it_is() -> None:
