@@ -140,10 +140,10 @@ class Comparison:
         return 1e3 * median(seconds for run in self.processes for seconds in run.cold[name])
 
     def fastest(self, names: Iterable[str]) -> str:
-        """The name, among those given, of the candidate with the shortest steady time."""
+        """The name, among those given, of the candidate that gains most over the baseline, round by round."""
         if not (given := list(names)):
             raise BenchmarkError(f"No candidate is named; there are {', '.join(self.names)}.")
-        return min(given, key=self.steady_ms)
+        return max(given, key=lambda name: self.ratio(name).value)
 
     def _require_known(self, *names: str) -> None:
         for wanted in names:

@@ -134,6 +134,7 @@ def test_the_table_says_that_a_ratio_is_taken_in_each_round() -> None:
     assert found.ratio("a", over="b").value == 2
     assert found.steady_ms("b") / found.steady_ms("a") == 0.75
     assert "Ratios are taken round by round, so they need not equal the quotient of two columns." in found.method
+    assert found.fastest(["a", "b"]) == "a"  # whose median is the longer one
 
 
 # --- intervals between processes ---------------------------------------------------------------------
