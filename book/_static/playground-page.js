@@ -299,7 +299,10 @@
     $("next").addEventListener("click", () => take(s.digit + 1));
     $("lost").addEventListener("click", () => take(lost.find((n) => n > s.digit) ?? lost[0] ?? s.digit));
     $("layer").addEventListener("input", changed);
-    $("reduce").addEventListener("click", () => (Object.assign(s, packed.reduced), changed()));
+    $("reduce").addEventListener("click", () => {
+      for (const [name, bits] of Object.entries(packed.reduced)) s[name] = Math.min(s[name], bits);
+      changed();
+    });
     $("reset").addEventListener("click", () => ((s = { ...defaults(), digit: s.digit }), changed()));
     for (const control of root.querySelectorAll("[data-key]"))
       control.addEventListener(control.dataset.set === undefined ? "input" : "click", () => turned(control));
@@ -314,7 +317,8 @@
       const text = set !== undefined && String(s[name]) === set && control.dataset.back ? control.dataset.back : set ?? control.value;
       const value = FIELDS[name][1](text);
       if (name === "group") $("group-said").textContent = value === undefined ? `${groupProblem(text)} ${s.group} stays.` : "";
-      if (value === undefined) return;
+      if (name === "digit") note = value === undefined ? `The test digits are 0 to ${digits.length - 1}. ` : "";
+      if (value === undefined) return name === "digit" && changed();
       s[name] = value;
       if (name === "digit") drawing = null;
       if (name === "wr" || name === "ar") s[`${name[0]}v`] = { minmax: 100, percentile: 99, free: 60 }[value];

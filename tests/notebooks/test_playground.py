@@ -299,6 +299,23 @@ def test_a_link_to_a_heading_leaves_the_settings_alone(tab: Any, site: Path) -> 
     assert tab.inner_text("#pg-w-said") == "3 bits"
 
 
+def test_a_digit_that_is_not_there_is_named(tab: Any, site: Path) -> None:
+    opened(tab, site)
+    tab.locator("input[data-key=digit]").fill("900")
+    assert "The test digits are 0 to 499." in settled(tab)
+    assert tab.inner_text("#pg-what").startswith("Test digit 0,")
+    tab.locator("input[data-key=digit]").fill("499")
+    assert "The test digits" not in settled(tab)
+    assert tab.inner_text("#pg-what").startswith("Test digit 499, a 9:")
+
+
+def test_reducing_the_range_raises_no_bits(tab: Any, site: Path) -> None:
+    opened(tab, site, "#w=4&a=8")
+    tab.get_by_role("button", name="Reduce the range").click()
+    settled(tab)
+    assert tab.url.endswith("#w=4&a=7")
+
+
 def test_digits_that_int8_loses_are_found(tab: Any, site: Path) -> None:
     opened(tab, site, "#w=3")
     for _ in range(2):
