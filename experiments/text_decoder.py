@@ -66,36 +66,19 @@ def train(
         The bits a character on that text.
     """
     net, each = Logits(model), steps_per_epoch(codes)
-    best_file = state_file.with_stem(f"{state_file.stem}_best")
-    if not state_file.is_file():
-        best_file.unlink(missing_ok=True)  # that of an earlier run
-
-    def end_epoch(epoch: int) -> None:
-        print(f"epoch {epoch}: validation {text_lstm.keep_best(model, validation, best_file):.3f} bits", flush=True)
-
-    def batch(step: int) -> loop.Batch:
-        if step % each == 0:
-            if step > 0:  # not in on_step: a run that was interrupted there would resume without it
-                end_epoch(step // each)
-            net.train()
-        return batch_of(codes, step, seed)
-
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=PEAK, betas=(0.9, 0.95))
-    loop.fit(
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, each, epochs))
+    return text_lstm.fit(
         net,
-        batch,
+        lambda step: batch_of(codes, step, seed),
         optimizer,
-        epochs * each,
-        schedule=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, each, epochs)),
-        state_file=state_file,
-        save_every=each,
+        schedule,
+        validation,
+        each=each,
+        epochs=epochs,
         seed=seed,
-        clip_norm=1.0,
+        state_file=state_file,
     )
-    end_epoch(epochs)
-    best = torch.load(best_file, weights_only=True)
-    model.load_state_dict(best["model"])
-    return float(best["bits"])
 
 
 def main() -> None:

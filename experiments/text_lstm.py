@@ -6,6 +6,7 @@ at the last finished epoch.
     python -m experiments.text_lstm
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -63,6 +64,60 @@ def keep_best(model: nn.Module, validation: Tensor, file: Path) -> float:
     return bits
 
 
+def fit(
+    net: nn.Module,
+    batch: Callable[[int], loop.Batch],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    validation: Tensor,
+    *,
+    each: int,
+    epochs: int,
+    seed: int,
+    state_file: Path,
+) -> float:
+    """Train ``net.model``; it ends with the weights of the epoch that was best on the validation text.
+
+    Args:
+        net: gives the logits that are trained.
+        batch: from the step's number to its batch.
+        each: steps an epoch.
+
+    Returns:
+        The bits a character on that text.
+    """
+    model = net.get_submodule("model")
+    best_file = state_file.with_stem(f"{state_file.stem}_best")
+    if not state_file.is_file():
+        best_file.unlink(missing_ok=True)  # that of an earlier run
+
+    def end_epoch(epoch: int) -> None:
+        print(f"epoch {epoch}: validation {keep_best(model, validation, best_file):.3f} bits", flush=True)
+
+    def next_batch(step: int) -> loop.Batch:
+        if step % each == 0:
+            if step > 0:  # not in on_step: a run that was interrupted there would resume without it
+                end_epoch(step // each)
+            net.train()
+        return batch(step)
+
+    loop.fit(
+        net,
+        next_batch,
+        optimizer,
+        epochs * each,
+        schedule=schedule,
+        state_file=state_file,
+        save_every=each,
+        seed=seed,
+        clip_norm=1.0,
+    )
+    end_epoch(epochs)
+    best = torch.load(best_file, weights_only=True)
+    model.load_state_dict(best["model"])
+    return float(best["bits"])
+
+
 def train(
     model: networks.CharLSTM, codes: Tensor, validation: Tensor, *, epochs: int, seed: int, state_file: Path
 ) -> float:
@@ -72,37 +127,15 @@ def train(
         The bits a character on that text.
     """
     net, each = Carrying(model), steps_per_epoch(codes)
-    best_file = state_file.with_stem(f"{state_file.stem}_best")
-    if not state_file.is_file():
-        best_file.unlink(missing_ok=True)  # that of an earlier run
-
-    def end_epoch(epoch: int) -> None:
-        print(f"epoch {epoch}: validation {keep_best(model, validation, best_file):.3f} bits", flush=True)
 
     def batch(step: int) -> loop.Batch:
-        if step % each == 0:
+        if step % each == 0:  # the state is not saved, so every epoch begins without one
             net.state = None
-            if step > 0:  # not in on_step: a run that was interrupted there would resume without it
-                end_epoch(step // each)
-            net.train()
         return batch_of(codes, step, seed)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK, weight_decay=1e-2)
-    loop.fit(
-        net,
-        batch,
-        optimizer,
-        epochs * each,
-        schedule=torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=epochs * each),
-        state_file=state_file,
-        save_every=each,  # the state that is carried is not kept, so a run can only resume where it begins anew
-        seed=seed,
-        clip_norm=1.0,
-    )
-    end_epoch(epochs)
-    best = torch.load(best_file, weights_only=True)
-    model.load_state_dict(best["model"])
-    return float(best["bits"])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK, total_steps=epochs * each)
+    return fit(net, batch, optimizer, schedule, validation, each=each, epochs=epochs, seed=seed, state_file=state_file)
 
 
 def main() -> None:
