@@ -13,13 +13,14 @@ from typing import Any
 
 import yaml
 
-from tools import copies
+from tools import copies, site_search
 from tools.check_site import problems
 from tools.common import BUILD, ROOT, SITE, commit, files_below, hash_files, notebooks, require_writable, toc_pages
 from tools.run_notebooks import EXECUTED, RESULTS, all_stale, stamp_file
 
 STAGE = BUILD / "site"
 STAMP = BUILD / "site.sha256"
+EXTENSIONS = ["site_buttons", "site_access"]
 
 
 def stage(
@@ -50,12 +51,12 @@ def stage(
     shutil.copy(ROOT / "_toc.yml", folder / "_toc.yml")
 
 
-def turn_buttons(folder: Path) -> None:
-    """Let the buttons of what was staged lead to the copies, which only the published site has."""
+def extend(folder: Path) -> None:
+    """Add what only the published site has: buttons that lead to the copies, mended roles, the search."""
     path = folder / "_config.yml"
     config = yaml.safe_load(path.read_text())
-    config["sphinx"]["local_extensions"] = {"site_buttons": str(Path(__file__).parent)}
-    config["sphinx"]["config"]["extensions"].append("site_buttons")  # the project's own list hides the former
+    config["sphinx"]["local_extensions"] = {name: str(Path(__file__).parent) for name in EXTENSIONS}
+    config["sphinx"]["config"]["extensions"] += EXTENSIONS  # the project's own list hides the former
     path.write_text(yaml.safe_dump(config))
 
 
@@ -123,9 +124,10 @@ def main() -> None:
 
         STAMP.unlink(missing_ok=True)
         stage()
-        turn_buttons(STAGE)
+        extend(STAGE)
         new = build()
         copies.write(new)
+        site_search.write(new)
         check(new)
         (new / "commit.txt").write_text(origins())
         results.write(new, RESULTS)

@@ -1,0 +1,42 @@
+"""What is added to the site that Sphinx builds: the index of sections, and what helps a screen reader."""
+
+from pathlib import Path
+
+from tools import site_access, site_search
+
+PAGE = """<html><head><title>T</title></head><body><article><section id="page"><h1>Page<a class="headerlink">#</a></h1>
+<p>first</p><div class="cell tag_hide-input"><div class="cell_input">folded</div></div>
+<section id="part"><h2>Part</h2><div class="cell"><div class="cell_input">shown</div></div></section>
+<section id="bare"><p>no heading</p></section></section></article></body></html>"""
+
+
+def test_each_section_is_a_record_without_those_inside_it() -> None:
+    page, part = site_search.sections(PAGE)
+    assert (page.id, page.title, part.id, part.page, part.title) == ("page", "Page", "part", "Page", "Part")
+    assert "first" in page.content
+    assert "Part" not in page.content
+
+
+def test_folded_code_is_not_searched_and_shown_code_weighs_less() -> None:
+    page, part = site_search.sections(PAGE)
+    assert "folded" not in page.content
+    assert f'data-pagefind-weight="{site_search.CODE_WEIGHT}"' in part.content
+
+
+def test_a_page_without_an_article_has_no_sections() -> None:
+    assert list(site_search.sections("<html><body><p>moved</p></body></html>")) == []
+
+
+def test_the_index_has_what_the_search_page_asks_for_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "page.html").write_text(PAGE)
+    assert site_search.write(tmp_path) == 2
+    names = {path.name for path in (tmp_path / site_search.FOLDER).iterdir()}
+    assert {"pagefind.js", "pagefind-entry.json", "pagefind-worker.js", "index", "fragment"} <= names
+    assert not any("ui" in name for name in names)
+
+
+def test_roles_and_empty_headers_are_mended_and_the_rest_is_left() -> None:
+    assert site_access.mended('<th class="stub"> </th><th>A</th>') == '<td class="stub"></td><th>A</th>'
+    assert site_access.mended('<div role="list" class="citation-list">') == '<div class="citation-list">'
+    assert "aria-hidden" in site_access.mended('<input class="task-list-item-checkbox" disabled="disabled">')

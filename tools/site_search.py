@@ -1,0 +1,81 @@
+"""Pagefind's index of a built site: a search finds sections, where the site is served.
+
+Each section of a page is a record of its own, with its address, so that the words of a message lead to the place where
+it is raised and cured.
+"""
+
+import asyncio
+import html
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from bs4 import BeautifulSoup, Tag
+from pagefind.index import IndexConfig, PagefindIndex
+
+FOLDER = "pagefind"  # in the site
+NEEDED = ("pagefind.js", "pagefind-entry.json", "pagefind-worker.js", "wasm.*", "*.pf_meta", "index/*", "fragment/*")
+UNREAD = ".headerlink, script, style, .tag_hide-input > .cell_input, .toctree-wrapper"
+CODE_WEIGHT = "0.5"  # of words in code cells; those of prose weigh 1
+
+
+class Section(NamedTuple):
+    """A section without the sections inside it."""
+
+    id: str
+    page: str  # the page's title
+    title: str
+    content: str  # HTML
+
+
+def sections(page: str) -> Iterator[Section]:
+    """The sections of a built page, from the first to the last.
+
+    >>> page = '<article><section id="a"><h1>A</h1><p>1</p><section id="b"><h2>B</h2></section></section></article>'
+    >>> [(section.id, section.title) for section in sections(page)]
+    [('a', 'A'), ('b', 'B')]
+    """
+    soup = BeautifulSoup(page, "html.parser")
+    article = soup.find("article")
+    if not isinstance(article, Tag):
+        return
+    for unread in article.select(UNREAD):
+        unread.decompose()
+    for code in article.select(".cell_input"):
+        code["data-pagefind-weight"] = CODE_WEIGHT
+    main = article.find("h1")
+    for section in article.select("section[id]"):
+        heading = section.find(["h1", "h2", "h3", "h4"], recursive=False)
+        if not isinstance(heading, Tag) or not isinstance(main, Tag):
+            continue
+        own = BeautifulSoup(str(section), "html.parser")
+        for inner in own.select("section section[id]"):
+            inner.decompose()
+        yield Section(str(section["id"]), main.get_text().strip(), heading.get_text().strip(), str(own))
+
+
+async def _write(site: Path) -> int:
+    records = 0
+    async with PagefindIndex(IndexConfig(output_path=str(site / FOLDER))) as index:
+        for path in sorted((site / "book").glob("*.html")):
+            for section in sections(path.read_text(encoding="utf-8")):
+                title = section.page if section.title == section.page else f"{section.page}: {section.title}"
+                content = (
+                    f'<!doctype html><html lang="en"><head><title>{html.escape(title)}</title></head>'
+                    f'<body><p data-pagefind-ignore data-pagefind-meta="title">{html.escape(title)}</p>'
+                    f"{section.content}</body></html>"
+                )
+                await index.add_html_file(content=content, url=f"/{path.relative_to(site).as_posix()}#{section.id}")
+                records += 1
+    return records
+
+
+def write(site: Path) -> int:
+    """Put the index into a built site, without Pagefind's own page elements; return how many sections it holds."""
+    records = asyncio.run(_write(site))
+    folder = site / FOLDER
+    kept = {path for pattern in NEEDED for path in folder.glob(pattern)}
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in kept:
+            path.unlink()
+    return records
