@@ -5,7 +5,7 @@ import io
 import re
 import uuid
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -183,6 +183,42 @@ def horizontal_bars(
     axes.invert_yaxis()
     axes.set_xlim(0, 1.12 * widest)
     axes.set_xlabel(label)
+    return figure
+
+
+def stacked_bars(rows: Mapping[str, Mapping[str, float]], *, unit: str, digits: int = 2, width: float = 5.5) -> Figure:
+    """What two totals or more consist of: a bar each, its parts from dark to pale, the first row's named.
+
+    Args:
+        rows: by name, the size of each part, in the same order in each row; int8 rows begin with "int8".
+        unit: written behind each total.
+        digits: decimals of the parts.
+        width: of the figure in inches.
+
+    >>> parts = {"float": {"weights": 8.0, "code": 2.0}, "int8": {"weights": 2.0, "code": 2.0}}
+    >>> figure = stacked_bars(parts, unit="MB")
+    >>> [text.get_text() for text in figure.axes[0].texts][:5]
+    ['8.00', 'weights', '2.00', '  code', '  10.0 MB']
+    """
+    figure, axes = new_figure(width, 0.1 + 0.9 * len(rows))
+    whole = max(sum(parts.values()) for parts in rows.values())
+    places = [-1.0 * i for i in range(len(rows))]
+    for y, (row, parts) in zip(places, rows.items(), strict=True):
+        left, color = 0.0, INT8 if row.startswith("int8") else FLOAT
+        for i, (name, value) in enumerate(parts.items()):
+            axes.barh(y, value, left=left, color=color, alpha=0.9 / (1 + i), height=0.5)
+            if value > 0.03 * whole:
+                axes.text(left + value / 2, y - 0.28, f"{value:.{digits}f}", ha="center", va="top", color=_INK)
+            if y == 0 and i + 1 < len(parts):
+                axes.text(left + value / 2, y + 0.28, name, ha="center", va="bottom", color=_INK)
+            elif y == 0:  # the last and often the smallest: room on the right
+                axes.text(left, y + 0.28, f"  {name}", va="bottom", color=_INK)
+            left += value
+        axes.text(left, y, f"  {left:.1f} {unit}", va="center", fontsize=11, weight="bold", color=_INK)
+    axes.set_yticks(places, labels=list(rows), fontsize=11)
+    axes.set(xlim=(0, 1.2 * whole), ylim=(places[-1] - 0.55, 0.6), xticks=[])
+    axes.tick_params(length=0)
+    axes.spines["bottom"].set_visible(False)
     return figure
 
 
