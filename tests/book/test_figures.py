@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from matplotlib.colors import to_hex
 
 from qhelpers.book import figures, widgets
 
@@ -100,3 +101,11 @@ def test_switcher_rejects_nothing() -> None:
 def test_nothing_asks_another_host() -> None:
     everything = bars() + widgets.frame_slider(["<b>1</b>"], ["x"], "c", "a").data
     assert not re.search(r'(src|href)="(https?:)?//', everything)
+
+
+def test_stacked_bars_have_the_colour_of_their_row_and_paler_parts() -> None:
+    rows = {"float": {"weights": 8.0, "code": 2.0}, "int8": {"weights": 2.0, "code": 2.0}}
+    bars_of = figures.stacked_bars(rows, unit="MB").axes[0].patches
+    assert [to_hex(bar.get_facecolor()).upper() for bar in bars_of] == 2 * [figures.FLOAT] + 2 * [figures.INT8]
+    assert bars_of[1].get_facecolor()[3] < bars_of[0].get_facecolor()[3]  # type: ignore[index, operator]
+    assert [bar.get_x() for bar in bars_of] == [0, 8, 0, 2]  # type: ignore[attr-defined]
