@@ -13,13 +13,7 @@ from typing import Any
 
 from qhelpers.book import chapter
 
-INDEX = "error-gallery"  # the page with the table of all entries, to which old addresses lead
-PAGES = {
-    "gallery-convert": "while a model is prepared, converted, saved or loaded",
-    "gallery-run": "when an int8 model is called",
-    "gallery-export": "in PT2E, torchao, ONNX Runtime and ExecuTorch",
-    "gallery-silent": "slow or wrong, and nothing is raised",
-}
+PAGES = ("gallery-convert", "gallery-run", "gallery-export", "gallery-silent")
 KINDS = ("error", "warning", "silent")
 MOST_CURE_LINES = 3
 
