@@ -194,7 +194,8 @@ def exhibited(folders: Sequence[Path] | None = None) -> dict[int, dict[str, Any]
         except (ValueError, KeyError, TypeError) as error:
             raise GalleryError(f"{path.name} is no row of an entry ({error}): run its page again.") from error
     if chapter.has_runner() and (missing := sorted(set(records()) - set(found))):
-        raise GalleryError(f"No page has shown these entries: {', '.join(map(str, missing))}.")
+        pages = ", ".join(dict.fromkeys(records()[number].page for number in missing))
+        raise GalleryError(f"No cell has shown the entries {', '.join(map(str, missing))}: run {pages} first.")
     return {number: found[number] for number in records() if number in found}
 
 

@@ -105,7 +105,7 @@ def test_a_build_refuses_an_entry_that_no_cell_raises_any_more(
 ) -> None:
     assert gallery.exhibited() == {}, "a reader without a runner sees the records"
     monkeypatch.setenv("QHELPERS_CURRENT", json.dumps([str(one_record)]))
-    with pytest.raises(gallery.GalleryError, match="No page has shown these entries: 1"):
+    with pytest.raises(gallery.GalleryError, match="No cell has shown the entries 1: run gallery-run first"):
         gallery.exhibited()
     gallery.exhibit(1, chapter.ExpectedError("RuntimeError", "too small"))
     (one_record / "gallery-1.json").replace(one_record / "gallery-01.json")
