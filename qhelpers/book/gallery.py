@@ -13,7 +13,7 @@ from typing import Any
 
 from qhelpers.book import chapter
 
-PAGES = ("gallery-convert", "gallery-run", "gallery-export", "gallery-silent")
+PAGES = ("gallery-convert", "gallery-run", "gallery-export", "gallery-slow", "gallery-silent")
 KINDS = ("error", "warning", "silent")
 MOST_CURE_LINES = 3
 
