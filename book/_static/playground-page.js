@@ -27,19 +27,36 @@
   /* Why a size of groups cannot be used; a row that is no longer than the group is one group. */
   function groupProblem(text) {
     if (!/^\d+$/.test(text) || +text < 1) return "A group needs a whole number of weights.";
+    const most = Math.max(...base.map((layer) => layer.row));
+    if (+text > most) return `No channel has more than ${most} weights.`;
     const bad = base.find((layer) => layer.row > +text && layer.row % +text !== 0);
     return bad ? `${text} does not divide the ${bad.row} weights of a channel of ${bad.name}.` : "";
   }
 
   const isHeading = () => Boolean(document.getElementById(location.hash.slice(1))); // a link within the page
 
+  /* Those who pass an address on may write its commas as %2C. */
+  function decoded(part) {
+    try {
+      return decodeURIComponent(part);
+    } catch {
+      return part;
+    }
+  }
+
   function readAddress() {
     const settings = defaults(), strange = [];
     for (const part of isHeading() ? [] : location.hash.slice(1).split("&").filter(Boolean)) {
-      const [key, text = ""] = part.split("=");
+      const [key, text = ""] = decoded(part).split("=");
       const value = Object.hasOwn(FIELDS, key) ? FIELDS[key][1](text) : undefined;
       if (value === undefined) strange.push(part.slice(0, 40));
       else settings[key] = value;
+    }
+    for (const kind of ["w", "a"]) { // beyond 100 there is no value to read: the range would not be a number
+      const key = `${kind}v`, value = settings[key];
+      if (settings[`${kind}r`] !== "percentile" || (value >= 90 && value <= 100)) continue;
+      strange.push(`${key}=${value}`);
+      settings[key] = FIELDS[key][0];
     }
     const words = strange.length ? `Not understood in the address: ${strange.join(", ")}. Defaults are used instead. ` : "";
     return [settings, words];
@@ -178,6 +195,7 @@
     const broken = root.querySelectorAll("[data-note][aria-pressed=true]");
     $("broken").textContent = [...broken].map((button) => button.dataset.note).join(" ");
     $("group-label").hidden = s.scale !== "group";
+    if (s.scale !== "group" || document.activeElement !== $("group")) $("group-said").textContent = ""; // the field has s.group again
     for (const kind of ["w", "a"]) {
       const slider = $(`${kind}v`), cut = s[`${kind}r`] === "percentile";
       Object.assign(slider, cut ? { min: 90, max: 100, step: 0.1 } : { min: 5, max: 300, step: 5 });
@@ -271,6 +289,7 @@
   const take = (digit) => ((drawing = null), (s.digit = (digit + digits.length) % digits.length), changed());
 
   function key(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own: Alt and an arrow go back
     const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     cursor ??= [14, 6];
     if (move) cursor = cursor.map((value, axis) => Math.max(0, Math.min(SIDE - 1, value + move[axis])));
@@ -306,7 +325,12 @@
     $("reset").addEventListener("click", () => ((s = { ...defaults(), digit: s.digit }), changed()));
     for (const control of root.querySelectorAll("[data-key]"))
       control.addEventListener(control.dataset.set === undefined ? "input" : "click", () => turned(control));
-    addEventListener("hashchange", () => isHeading() || (([s, note] = readAddress()), changed()));
+    addEventListener("hashchange", () => {
+      if (isHeading()) return;
+      if (/[#&]digit=/.test(location.hash)) drawing = null; // the link names a digit to look at
+      [s, note] = readAddress();
+      changed();
+    });
   }
 
   function turned(control) {

@@ -338,9 +338,31 @@ def test_nonsense_in_the_address_is_named_and_the_default_used(tab: Any, site: P
     assert "NaN" not in tab.inner_text("#pg-app")
 
 
+@pytest.mark.parametrize("kind", ["w", "a"])
+def test_a_percentile_that_the_slider_does_not_have_is_refused(tab: Any, site: Path, kind: str) -> None:
+    said = opened(tab, site, f"#{kind}r=percentile&{kind}v=300")
+    assert f"Not understood in the address: {kind}v=300." in said
+    assert tab.url.endswith(f"#{kind}r=percentile")
+    assert "NaN" not in tab.inner_text("#pg-app")
+
+
+def test_an_address_may_have_its_commas_escaped(tab: Any, site: Path) -> None:
+    opened(tab, site, "#float=dw1%2Chead")
+    assert tab.url.endswith("#float=dw1,head")
+
+
+def test_the_words_about_a_group_go_with_the_field(tab: Any, site: Path) -> None:
+    opened(tab, site, "#scale=group&group=32")
+    tab.locator("#pg-group").fill("10")
+    tab.locator("#pg-reset").click()
+    settled(tab)
+    assert tab.inner_text("#pg-group-said") == ""
+
+
 def test_a_group_that_does_not_divide_is_refused_and_the_last_kept(tab: Any, site: Path) -> None:
     opened(tab, site, "#scale=group&group=32")
-    for text, words in (("10", "10 does not divide the 16 weights of a channel of pw1."), ("", "whole number")):
+    refused = {"10": "10 does not divide the 16 weights of a channel of pw1.", "": "whole number", "9999": "1568"}
+    for text, words in refused.items():
         tab.locator("#pg-group").fill(text)
         assert words in tab.inner_text("#pg-group-said")
         assert "32 stays." in tab.inner_text("#pg-group-said")
