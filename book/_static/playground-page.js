@@ -58,7 +58,7 @@
       strange.push(`${key}=${value}`);
       settings[key] = FIELDS[key][0];
     }
-    const words = strange.length ? `Not understood in the address: ${strange.join(", ")}. Defaults are used instead. ` : "";
+    const words = strange.length ? `Not understood in the address: ${strange.join(", ")}. It is left out. ` : "";
     return [settings, words];
   }
 
