@@ -1,4 +1,4 @@
-"""A Sphinx extension for the published site: it mends what the tools leave closed to a screen reader, searches and filters.
+"""A Sphinx extension for the published site: it mends what keeps a screen reader out, searches and filters.
 
 Boxes of task lists, which only decorate, are passed over; a table's empty corner is no header; the list of references
 has roles that are allowed. The search page gets Pagefind's results (see tools/site_search.py),

@@ -45,6 +45,7 @@ TITLES = {
     "wrong": "Wrong outputs, lost accuracy, and the rest",
 }
 TAG = re.compile(r"<(?:style|script|svg).*?</(?:style|script|svg)>|<[^>]*>", re.DOTALL)
+MOST_ROWS = 40  # of a group of messages
 MOST_PLACES = 3  # of a guard; a chapter's row has as many as chapters
 
 
@@ -57,7 +58,8 @@ class Place:
     """Where a row is executed."""
 
     target: str  # what a link of MyST leads to
-    title: str  # of the section, or of the page if it is the page's table
+    page: str  # the beginning of its title
+    section: str
     raises: bool = True  # there; else it is only named there
 
 
@@ -96,10 +98,14 @@ class Symptom:
         return next((kind for kind, words in KINDS.items() if re.search(words, self.seen)), "wrong")
 
     @property
+    def initial(self) -> str:
+        """Its first letter."""
+        return next(letter for letter in self.words if letter.isalnum()).upper()
+
+    @property
     def words(self) -> str:
-        """What is seen as plain text, without an exception's type."""
-        text = "".join(token.content for token in _inline(self.seen) if token.type in ("text", "code_inline"))
-        return re.sub(r"^\w+Error: ", "", text)
+        """What is seen as plain text."""
+        return "".join(token.content for token in _inline(self.seen) if token.type in ("text", "code_inline"))
 
 
 @cache
@@ -166,15 +172,15 @@ class Page:
                 words = [child.content for child in inside.children or [] if child.type in ("text", "code_inline")]
                 slug = re.sub(r"[^\w\- ]", "", "".join(words).lower().replace(" ", "-"))
                 self.title = self.title or inside.content
-                self._sections.append(Place(f"{self.name}.ipynb#{slug}", inside.content))
+                short = self.title.partition(":")[0]
+                self._sections.append(Place(f"{self.name}.ipynb#{slug}", short, inside.content))
         if f"## {HEADING}\n" in source:
             self.rows = rows_of(self.name, source.partition(f"## {HEADING}\n")[2])
 
     @property
     def table(self) -> Place:
-        """Its table, called after the page."""
-        own = next(place for place in self._sections if place.title == HEADING)
-        return replace(own, title=self.title.partition(":")[0], raises=False)
+        """The section of its table."""
+        return replace(next(place for place in self._sections if place.section == HEADING), raises=False)
 
     def raising(self, parts: Sequence[str], function: str = "") -> Place | None:
         """The section whose code expects an error with these words, by most of them; else prints or has them.
@@ -246,9 +252,10 @@ def rows_of(name: str, markdown: str) -> list[list[str]]:
 def of_chapters(pages: Iterable[Page]) -> Iterator[Symptom]:
     """The rows of the chapters' tables; one that begins with several messages is several."""
     for page in pages:
+        of_gallery_itself = any(page.calling("exhibited"))  # its symptoms are those of a search that found nothing
         for seen, because, do in page.rows:
-            if page.name == gallery.INDEX and not messages(seen):
-                continue  # a row about the page itself
+            if of_gallery_itself and not messages(seen):
+                continue
             for alone in _alone(seen):
                 quoted = messages(alone)
                 place = page.raising(fragments(quoted[0])) if quoted else None
@@ -269,7 +276,7 @@ def of_gallery() -> Iterator[Symptom]:
     for record in gallery.records().values():
         silent = record.kind == "silent"
         seen = record.question if silent else f"`{record.message}`"
-        place = Place(f"#gallery-{record.number}", f"Error gallery {record.number}")
+        place = Place(f"#gallery-{record.number}", "Error gallery", f"entry {record.number}")
         yield Symptom(seen, (record.cause,), (record.do,), (place,), record.cure)
 
 
@@ -390,7 +397,7 @@ def cells(row: Symptom) -> list[str]:
         check = "\n\nThe same check in plain PyTorch:" if row.guard else ""
         do += f"{check}\n\n```python\n{row.code}\n```"
     by = f"\n\nThis book's `{row.guard}`." if row.guard else ""
-    links = [f"{'' if place.raises else 'Table of '}[{place.title}]({place.target})" for place in row.places]
+    links = [f"{place.page}: [{place.section}]({place.target})" for place in row.places]
     return [row.seen + by, _numbered(row.because), do, "\n\n".join(links)]
 
 
@@ -398,21 +405,37 @@ def _numbered(texts: Sequence[str]) -> str:
     return texts[0] if len(texts) == 1 else "\n".join(f"{i}. {text}" for i, text in enumerate(texts, start=1))
 
 
+def groups(rows: Sequence[Symptom]) -> list[list[Symptom]]:
+    """Rows in their order, in groups of at most ``MOST_ROWS`` as long as no letter is torn apart."""
+    found: list[list[Symptom]] = [[]]
+    for _, same_letter in itertools.groupby(rows, key=lambda row: row.initial):
+        together = list(same_letter)
+        if found[-1] and len(found[-1]) + len(together) > MOST_ROWS and together[0].kind == "message":
+            found.append([])
+        found[-1] += together
+    return found
+
+
 def page(rows: Sequence[Symptom]) -> str:
-    """The tables of the index in MyST, one behind each heading."""
+    """The tables of the index in MyST, behind a heading for each kind."""
     parts = []
     for kind, title in TITLES.items():
-        own = [row for row in rows if row.kind == kind]
-        lines = ["* - You see", "  - Because", "  - Do", "  - Executed in"]
-        for row in own:
-            texts = [cell.replace("\n", "\n    ") for cell in cells(row)]
-            lines += [f"{'* - ' if place == 0 else '  - '}{text}" for place, text in enumerate(texts)]
-        table = "\n".join(lines)
-        parts.append(
-            f"## {title}\n\n``````{{dropdown}} {len(own)} rows\n\n`````{{list-table}}\n:header-rows: 1\n"
-            f":class: qb-symptoms\n:widths: 22 23 37 18\n\n{table}\n`````\n\n``````\n"
-        )
+        parts.append(f"## {title}\n")
+        for group in groups([row for row in rows if row.kind == kind]):
+            letters = f"{group[0].initial} to {group[-1].initial}: " if kind == "message" else ""
+            parts.append(
+                f"``````{{dropdown}} {letters}{len(group)} rows\n\n`````{{list-table}}\n:header-rows: 1\n"
+                f":class: qb-symptoms\n:widths: 21 22 42 15\n\n{_table(group)}\n`````\n``````\n"
+            )
     return "\n".join(parts)
+
+
+def _table(rows: Iterable[Symptom]) -> str:
+    lines = ["* - You see", "  - Because", "  - Do", "  - Executed in"]
+    for row in rows:
+        texts = [re.sub(r"\n(?!\n)", "\n    ", cell) for cell in cells(row)]
+        lines += [f"{'  - ' if place else '* - '}{text}" for place, text in enumerate(texts)]
+    return "\n".join(lines)
 
 
 def fill(folder: Path) -> None:
@@ -448,7 +471,12 @@ def document(rows: Sequence[Symptom], built: str) -> dict[str, Any]:
         if len(links) != len(row.places):
             raise SymptomError(f"Of the {len(row.places)} links of {row.seen!r}, {len(links)} lead somewhere.")
         places = [
-            {"title": link.get_text(), "address": f"{PAGE.parent.as_posix()}/{link['href']}", "raises": place.raises}
+            {
+                "page": place.page,
+                "section": place.section,
+                "address": f"{PAGE.parent.as_posix()}/{link['href']}",
+                "raises": place.raises,
+            }
             for place, link in zip(row.places, links, strict=True)
         ]
         cures = [{"because": because, "do": do} for because, do in zip(row.because, row.do, strict=True)]

@@ -11,9 +11,9 @@ document.addEventListener("DOMContentLoaded", () => {
   const show = () => {
     const words = form.querySelector("input").value.toLowerCase().split(/\s+/).filter(Boolean);
     for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
-    for (const group of document.querySelectorAll("details:has(.qb-symptoms)")) {
+    for (const group of document.querySelectorAll(".bd-article :is(section section, details):has(.qb-symptoms)")) {
+      group.hidden = !group.querySelector("tbody tr:not([hidden])");
       group.open = words.length > 0;
-      group.parentElement.hidden = !group.querySelector("tbody tr:not([hidden])");
     }
     const count = rows.filter((row) => !row.hidden).length;
     form.querySelector("p").textContent = words.length ? `${count} of ${rows.length} rows` : `${rows.length} rows`;

@@ -16,11 +16,11 @@ from torch.export import Dim
 
 from qhelpers import calibration, census, engines, guards
 from qhelpers.book import groups
-from qhelpers.check import eager_mode, graphs, onnx_scheme
+from qhelpers.check import eager_mode, graphs, onnx_scheme, packages
 from tools import symptoms
 
 RECORDS = json.loads(symptoms.GUARDS.read_text())
-MODULES = (guards, eager_mode, graphs, calibration, census, engines, onnx_scheme, groups)
+MODULES = (guards, eager_mode, graphs, calibration, census, engines, onnx_scheme, packages, groups)
 UNLISTED = {"require_packages"}  # about the installation of this package, and named by it alone
 ROWS = torch.linspace(-1, 1, 8).view(2, 4)
 Names = dict[str, Any]
@@ -169,12 +169,13 @@ def onnx_file(*kinds: str) -> Names:
     return {"path": path, "onnx": onnx}
 
 
-def grouped() -> Names:
+def grouped(columns: int) -> Names:
     from torchao.quantization import IntxWeightOnlyConfig, quantize_
     from torchao.quantization.granularity import PerGroup
 
-    model = nn.Sequential(nn.Linear(64, 8))
-    quantize_(model, IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)))
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(columns, 8))
+    config = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+    quantize_(model, config, lambda module, name: isinstance(module, nn.Linear) and module.in_features % 32 == 0)
     return {"model": model}
 
 
@@ -254,14 +255,17 @@ int8_attention = model_of(attention, "converted")
 CASES = {  # by the words of the record
     "are int8 and cannot be trained": Case(on_model(guards.require_trainable), model_of(int8), model_of(small)),
     "torch.compile needs a C++ compiler": Case(
-        lambda names: guards.require_compiler(), patched(compiler("no-such")), patched(compiler("python3"))
+        lambda names: packages.require_compiler(), patched(compiler("no-such")), patched(compiler("python3"))
     ),
     "The model is in training mode": Case(
         on_model(guards.require_eval),
         model_of(lambda: nn.Sequential(nn.Dropout())),
         model_of(lambda: small().eval()),
     ),
-    "holds int8 weights": Case(on_model(guards.require_quantized), model_of(small), model_of(int8)),
+    "holds integer weights": Case(on_model(guards.require_quantized), model_of(small), model_of(int8)),
+    "kept their float weights": Case(
+        lambda names: guards.require_quantized(names["model"], ["0", "1"]), lambda: grouped(48), lambda: grouped(64)
+    ),
     "The model has no module …": Case(check_spec, spec_of("9"), good_spec),
     "The model has no module of type": Case(check_spec, spec_of(nn.LSTM), good_spec),
     "has no dynamic counterpart": Case(check_spec, spec_of(nn.Conv2d), spec_of(nn.Linear)),
@@ -319,9 +323,6 @@ CASES = {  # by the words of the record
     "There are no codes of": Case(check_groups, group_of(bits=1), good_groups),
     "weights cannot be: take a whole number": Case(check_groups, group_of(group=0), good_groups),
     "do not divide rows of": Case(check_groups, group_of(group=48), good_groups),
-    "kept their float weights": Case(
-        lambda names: groups.require_changed(names["model"], ["0"]), model_of(small), grouped
-    ),
     "This installation has no kernel": Case(
         lambda names: groups.require_kernel(names["name"], ""),
         patched(lambda patch: None, name="aten::no_such"),
@@ -364,5 +365,5 @@ def test_the_check_in_plain_pytorch_refuses_what_the_guard_refuses(
         names.get("patch", lambda patch: None)(patch)
         with pytest.raises(Exception, match=message):
             case.guard(names)
-        with pytest.raises(Exception, match="."):
+        with pytest.raises(Exception, match=r"."):
             exec(record["check"], names)

@@ -74,14 +74,14 @@ def test_messages_come_first_and_in_order() -> None:
 
 @pytest.mark.parametrize("cure", ["", "[](backends.ipynb)", "see [](backends.ipynb)", "`eager_mode.require_stubs`"])
 def test_a_row_without_a_plain_cure_is_refused(cure: str) -> None:
-    with pytest.raises(symptoms.SymptomError, match="'too small' has no (plain )?cure"):
+    with pytest.raises(symptoms.SymptomError, match=r"'too small' has no (plain )?cure"):
         symptoms.Symptom("too small", ("it is small",), (cure,), ())
     assert symptoms.Symptom("too small", ("it is small",), ("stubs (`eager_mode.require_stubs`)",), ())
 
 
 @pytest.mark.parametrize(("cause", "cure"), [("the same", "x"), ("small", "as the loop above"), (" ", "larger")])
 def test_a_row_that_cannot_be_read_alone_is_refused(cause: str, cure: str) -> None:
-    with pytest.raises(symptoms.SymptomError, match="cannot be read alone|has no cause"):
+    with pytest.raises(symptoms.SymptomError, match=r"cannot be read alone|has no cause"):
         symptoms.Symptom("too small", (cause,), (cure,), ())
 
 
@@ -115,8 +115,10 @@ def test_a_row_leads_to_the_section_that_raises_it(tmp_path: Path) -> None:
         f"{TABLE}| `1 … is too small` | it is | larger |\n| slow | a `b\\|c` | faster |\n",
     )
     message, symptom = symptoms.of_chapters([found])
-    assert message.places[0] == symptoms.Place("chapter.ipynb#second-step", "Second step")
-    assert symptom.places[0] == symptoms.Place("chapter.ipynb#what-can-go-wrong", "Chapter", raises=False)
+    assert message.places[0] == symptoms.Place("chapter.ipynb#second-step", "Chapter", "Second step")
+    assert symptom.places[0] == symptoms.Place(
+        "chapter.ipynb#what-can-go-wrong", "Chapter", symptoms.HEADING, raises=False
+    )
     assert (message.kind, symptom.kind) == ("message", "slow")
 
 
@@ -146,7 +148,7 @@ def test_guards_that_are_not_there_or_raise_something_else_are_refused(
 @cache
 def own_messages() -> list[str]:
     """All texts in the code of the package, with an … for what varies."""
-    found = []
+    found = [path.read_text() for path in (ROOT / "qhelpers").rglob("*.html")]
     for path in (ROOT / "qhelpers").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.JoinedStr, ast.Constant)):
@@ -196,7 +198,10 @@ def few_records(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
 def test_the_tables_are_put_into_the_page(small_book: Path) -> None:
     symptoms.fill(small_book)
     text = (small_book / "book" / "symptoms.md").read_text()
-    assert "* - too slow\n  - it is small\n  - larger\n  - Table of [T](chapter.ipynb#what-can-go-wrong)\n" in text
+    assert (
+        "* - too slow\n  - it is small\n  - larger\n  - T: [What can go wrong](chapter.ipynb#what-can-go-wrong)\n"
+        in text
+    )
 
 
 @pytest.mark.parametrize("place", ["", f"{symptoms.PLACE}{symptoms.PLACE}"])
@@ -224,7 +229,8 @@ def test_the_rows_are_published_with_the_addresses_of_the_page(small_book: Path,
     jsonschema.validate(document, results.schema("symptoms"))
     jsonschema.Draft202012Validator.check_schema(results.schema("symptoms"))
     (row,) = document["rows"]
-    assert row["places"] == [{"title": "T", "address": "book/chapter.html#what-can-go-wrong", "raises": False}]
+    place = {"page": "T", "section": symptoms.HEADING, "address": "book/chapter.html#what-can-go-wrong"}
+    assert row["places"] == [{**place, "raises": False}]
     assert (tmp_path / "symptoms.schema.json").is_file()
 
 
