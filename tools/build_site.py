@@ -49,6 +49,9 @@ def stage(
     config["execute"] |= execute or {"execute_notebooks": "off"}
     (folder / "_config.yml").write_text(yaml.safe_dump(config))
     shutil.copy(ROOT / "_toc.yml", folder / "_toc.yml")
+    from tools import symptoms  # takes seconds, which an unchanged site need not wait for
+
+    symptoms.fill(folder)
 
 
 def extend(folder: Path) -> None:
@@ -120,7 +123,7 @@ def main() -> None:
     if STAMP.is_file() and STAMP.read_text() == f"{digest} {published_files()}":
         print("site: unchanged")
     else:
-        from tools import results  # takes seconds, which an unchanged site need not wait for
+        from tools import results, symptoms  # take seconds, which an unchanged site need not wait for
 
         STAMP.unlink(missing_ok=True)
         stage()
@@ -131,6 +134,7 @@ def main() -> None:
         check(new)
         (new / "commit.txt").write_text(origins())
         results.write(new, RESULTS)
+        symptoms.write(new, STAGE)
         replace_site(new)
         STAMP.write_text(f"{digest} {published_files()}")
     print(f"The book: {SITE / 'index.html'}")

@@ -98,8 +98,17 @@ def write(site: Path, folder: Path) -> None:
         SystemExit: if the results are damaged, or one of the files would break its schema.
     """
     for kind, document in zip(KINDS, (of_chapters(folder), of_claims(folder)), strict=True):
-        if words := fault(document, kind):
-            raise SystemExit(f"{kind}.json was not published, since it breaks its schema at {words}")
-        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-        (site / f"{kind}.json").write_text(text + "\n", encoding="utf-8")
-        shutil.copy(SCHEMAS / f"{kind}.schema.json", site)
+        publish(site, kind, document)
+
+
+def publish(site: Path, kind: str, document: Document) -> None:
+    """Lay a document and its schema beside the pages of a site.
+
+    Raises:
+        SystemExit: if it would break its schema.
+    """
+    if words := fault(document, kind):
+        raise SystemExit(f"{kind}.json was not published, since it breaks its schema at {words}")
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    (site / f"{kind}.json").write_text(text + "\n", encoding="utf-8")
+    shutil.copy(SCHEMAS / f"{kind}.schema.json", site)

@@ -1,7 +1,8 @@
-"""A Sphinx extension for the published site: it mends what the tools leave closed to a screen reader, and searches.
+"""A Sphinx extension for the published site: it mends what keeps a screen reader out, searches and filters.
 
 Boxes of task lists, which only decorate, are passed over; a table's empty corner is no header; the list of references
-has roles that are allowed. The search page gets Pagefind's results (see tools/site_search.py).
+has roles that are allowed. The search page gets Pagefind's results (see tools/site_search.py),
+that of symptoms a filter.
 """
 
 import re
@@ -11,6 +12,7 @@ BOX = re.compile(r'<input class="task-list-item-checkbox"')
 CORNER = re.compile(r"<th( [^>]*)?>\s*</th>")
 LIST = re.compile(r'<div role="list" class="citation-list">')
 ITEM = re.compile(r' role="doc-biblioentry"')
+SCRIPTS = {"search": "search.js", "book/symptoms": "symptoms.js"}  # by page
 
 
 def mended(body: str) -> str:
@@ -27,8 +29,8 @@ def mended(body: str) -> str:
 def _mend(app: Any, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     if "body" in context:
         context["body"] = mended(context["body"])
-    if pagename == "search":
-        app.add_js_file("search.js")
+    if script := SCRIPTS.get(pagename):
+        app.add_js_file(script)
 
 
 def setup(app: Any) -> dict[str, bool]:

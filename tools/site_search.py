@@ -17,6 +17,7 @@ FOLDER = "pagefind"  # in the site
 NEEDED = ("pagefind.js", "pagefind-entry.json", "pagefind-worker.js", "wasm.*", "*.pf_meta", "index/*", "fragment/*")
 UNREAD = ".headerlink, script, style, .tag_hide-input > .cell_input, .toctree-wrapper"
 CODE_WEIGHT = "0.5"  # of words in code cells; those of prose weigh 1
+INDEX_WEIGHT = "0.1"  # of the index of symptoms, which quotes what other sections raise
 
 
 class Section(NamedTuple):
@@ -43,6 +44,8 @@ def sections(page: str) -> Iterator[Section]:
         unread.decompose()
     for code in article.select(".cell_input"):
         code["data-pagefind-weight"] = CODE_WEIGHT
+    for table in article.select("table.qb-symptoms"):
+        table["data-pagefind-weight"] = INDEX_WEIGHT
     main = article.find("h1")
     for section in article.select("section[id]"):
         heading = section.find(["h1", "h2", "h3", "h4"], recursive=False)

@@ -178,11 +178,20 @@ def found_by(browser: Any, where: str, words: str) -> list[str]:
         ("torchao slow", "torchao-is-slower"),
         ("MobileNetV2 near 0 after quantization", "mobilenetv2-near-0"),
         ("saturate", "saturat"),
+        ("Per channel weight observer is not supported yet for ConvTranspose", "convtranspose"),
+        ("qat.Linear.from_float only works for Linear", "from-float-only-works"),
+        ("Embedding quantization is only supported with float_qparams_weight_only_qconfig", "embedding-quantization"),
+        ("'function' object has no attribute 'device'", "has-no-attribute-device"),
+        ("Quantize only works on Float Tensor, got Half", "quantize-only-works"),
+        ("failed with error 0x10", "error-0x10"),
+        ("Requires mslk", "requires-mslk"),
+        ("Histogram has not been collected", "histogram-has-not-been-collected"),
     ],
 )
 def test_the_search_leads_to_the_section(browser: Any, served: str, words: str, section: str) -> None:
     found = found_by(browser, served, words)
     assert any(section in link.partition("#")[2] for link in found[:2]), found[:5]
+    assert "symptoms.html" not in found[0], "the index only quotes"
 
 
 def test_words_that_are_nowhere_are_said_to_be(browser: Any, served: str) -> None:
@@ -255,3 +264,48 @@ def test_the_plot_of_all_models_is_a_picture_without_script(browser: Any) -> Non
     assert not tab.locator(".qb-hint").is_visible()
     assert tab.locator(".qb-table tbody tr").count() > tab.locator(".qb-mark").count()
     context.close()
+
+
+SYMPTOMS = ROOT / "book" / "symptoms.md"
+
+
+@pytest.mark.parametrize("width", [1280, 320])
+def test_the_index_of_symptoms_is_filtered_by_the_keyboard(page: Any, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(address(SYMPTOMS))
+    rows = page.query_selector_all(".qb-symptoms tbody tr")
+    assert len(rows) > 200
+    assert not any(row.is_visible() for row in rows), "the groups are closed"
+    page.focus("#qb-filter")
+    page.keyboard.type("state_dict MISSING")
+    visible = [row.text_content() for row in rows if row.is_visible()]
+    assert len(visible) >= 1
+    assert all("Missing key" in text for text in visible)
+    assert page.text_content(".qb-filter [role=status]") == f"{len(visible)} of {len(rows)} rows"
+    page.keyboard.press("Enter")
+    page.keyboard.type(" nowhere")
+    assert page.text_content(".qb-filter [role=status]") == f"0 of {len(rows)} rows"
+    page.fill("#qb-filter", "")
+    assert not any(row.is_visible() for row in rows)
+    assert all(page.query_selector_all(".bd-article h2")[i].is_visible() for i in range(5))
+    assert page.evaluate("document.documentElement.scrollHeight") <= 16_000
+
+
+def test_without_script_the_index_of_symptoms_opens(browser: Any) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(address(SYMPTOMS))
+    assert tab.query_selector(".qb-filter") is None
+    for summary in tab.query_selector_all(".bd-article details > summary"):
+        summary.click()
+    assert all(row.is_visible() for row in tab.query_selector_all(".qb-symptoms tbody tr"))
+    context.close()
+
+
+def test_on_a_phone_a_row_of_the_index_is_a_block(page: Any) -> None:
+    page.set_viewport_size({"width": 320, "height": 900})
+    page.goto(address(SYMPTOMS))
+    page.fill("#qb-filter", "mslk")
+    cells = page.query_selector_all(".qb-symptoms tbody tr:not([hidden]) td")
+    assert len({cell.bounding_box()["x"] for cell in cells}) == 1
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320

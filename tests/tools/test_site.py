@@ -23,6 +23,12 @@ def test_folded_code_is_not_searched_and_shown_code_weighs_less() -> None:
     assert f'data-pagefind-weight="{site_search.CODE_WEIGHT}"' in part.content
 
 
+def test_the_index_of_symptoms_weighs_less_than_what_it_quotes() -> None:
+    page = '<article><section id="a"><h1>A</h1><table class="qb-symptoms docutils"></table></section></article>'
+    (section,) = site_search.sections(page)
+    assert f'data-pagefind-weight="{site_search.INDEX_WEIGHT}"' in section.content
+
+
 def test_a_page_without_an_article_has_no_sections() -> None:
     assert list(site_search.sections("<html><body><p>moved</p></body></html>")) == []
 
