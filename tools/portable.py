@@ -56,6 +56,13 @@ class Book:
     bibliography: str
     folder: Path  # where included files lie
 
+    def written(self, term: str) -> str:
+        """A term as the glossary writes it, whose capitals the address keeps: SQNR, Hessian, fusing."""
+        glossary = self.folder / "glossary.md"
+        text = glossary.read_text(encoding="utf-8") if glossary.is_file() else ""
+        found = re.search(rf"^{re.escape(term)}$", text, re.MULTILINE | re.IGNORECASE)
+        return found[0] if found else term
+
     def address(self, page: str) -> str:
         """Where a page is to be read: on the site, or else as the copy beside this one."""
         return f"{self.site}book/{page}.html" if self.site else f"{page}.ipynb"
@@ -147,10 +154,7 @@ class _Page:
                 raise PortableError(f"{self.name}: the run glued nothing called {content}.") from None
         if name == "term":
             words, _, term = content.rstrip(">").partition(" <")
-            term = term or words
-            inner = any(letter.isupper() for letter in term[1:])  # as the glossary has it: SQNR, SmoothQuant, fusing
-            term = term if inner else term[0].lower() + term[1:]
-            anchor = "term-" + re.sub(r"[^\w]+", "-", term)
+            anchor = "term-" + re.sub(r"[^\w]+", "-", self.book.written(term or words))
             return f"[{words}]({self.book.site}book/glossary.html#{anchor})" if self.book.site else words
         if name in ("cite:p", "cite:t"):
             keys = [key.strip() for key in content.split(",")]

@@ -421,7 +421,7 @@ def page(rows: Sequence[Symptom]) -> str:
     parts = []
     for kind, title in TITLES.items():
         parts.append(f"## {title}\n")
-        for group in groups([row for row in rows if row.kind == kind]):
+        for group in filter(None, groups([row for row in rows if row.kind == kind])):
             letters = f"{group[0].initial} to {group[-1].initial}: " if kind == "message" else ""
             parts.append(
                 f"``````{{dropdown}} {letters}{len(group)} rows\n\n`````{{list-table}}\n:header-rows: 1\n"

@@ -29,6 +29,7 @@ QUOTED = {
     "'Graph' object has no attribute 'outputs'",
     "mat1 and mat2 must have the same dtype",
     "no attribute '_backward_hooks'",
+    "Not understood in the address",  # the playground says it, in its own script
     "torch.inf detected in input tensor",
     "URLError",
 }
