@@ -331,7 +331,8 @@ def small_site(small_book: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (small_book / "_config.yml").write_text(settings)
     (small_book / "book" / "references.bib").write_text("")
     (small_book / "book" / "_static").mkdir()
-    (small_book / "book" / "_static" / "book.css").write_text("")
+    for name in ("book.css", "favicon.svg"):
+        (small_book / "book" / "_static" / name).write_text("")
     (small_book / "book" / "one.ipynb").write_text(
         notebook("print(6 * 7)").replace(
             '"cells": [', '"cells": [{"cell_type": "markdown", "id": "t", "metadata": {}, "source": ["# One"]}, '
