@@ -6,16 +6,19 @@ it is raised and cured.
 
 import asyncio
 import html
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from bs4 import BeautifulSoup, Tag
-from pagefind.index import IndexConfig, PagefindIndex
+from pagefind.index import IndexConfig
+from pagefind.service import PagefindService
 
 FOLDER = "pagefind"  # in the site
 NEEDED = ("pagefind.js", "pagefind-entry.json", "pagefind-worker.js", "wasm.*", "*.pf_meta", "index/*", "fragment/*")
 UNREAD = ".headerlink, script, style, .tag_hide-input > .cell_input, .toctree-wrapper"
+MOST_LOOKS, PAUSE_S = 120, 0.25  # at the files of the index, until they are whole
 CODE_WEIGHT = "0.5"  # of words in code cells; those of prose weigh 1
 INDEX_WEIGHT = "0.1"  # of the index of symptoms, which quotes what other sections raise
 
@@ -58,8 +61,9 @@ def sections(page: str) -> Iterator[Section]:
 
 
 async def _write(site: Path) -> int:
-    records = 0
-    async with PagefindIndex(IndexConfig(output_path=str(site / FOLDER))) as index:
+    records, folder = 0, site / FOLDER
+    async with PagefindService() as service:
+        index = await service.create_index(config=IndexConfig(output_path=str(folder)))
         for path in sorted((site / "book").glob("*.html")):
             for section in sections(path.read_text(encoding="utf-8")):
                 title = section.page if section.title == section.page else f"{section.page}: {section.title}"
@@ -70,13 +74,37 @@ async def _write(site: Path) -> int:
                 )
                 await index.add_html_file(content=content, url=f"/{path.relative_to(site).as_posix()}#{section.id}")
                 records += 1
+        await index.write_files()
+        await _settled(folder)
     return records
 
 
+async def _settled(folder: Path) -> None:
+    """Wait for the files of the index: Pagefind answers before it has filled them, and is ended behind this block.
+
+    Raises:
+        SystemExit: if some stay empty.
+    """
+    before: dict[Path, int] = {}
+    for _ in range(MOST_LOOKS):
+        await asyncio.sleep(PAUSE_S)
+        sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        if sizes and sizes == before and all(sizes.values()):
+            return
+        before = sizes
+    empty = ", ".join(path.name for path, size in before.items() if not size)
+    raise SystemExit(f"The search's index was not written whole; empty: {empty or 'all'}. Build again.")
+
+
 def write(site: Path) -> int:
-    """Put the index into a built site, without Pagefind's own page elements; return how many sections it holds."""
-    records = asyncio.run(_write(site))
+    """Put the index into a built site, without Pagefind's own page elements; return how many sections it holds.
+
+    Raises:
+        SystemExit: if it could not be written whole.
+    """
     folder = site / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    records = asyncio.run(_write(site))
     kept = {path for pattern in NEEDED for path in folder.glob(pattern)}
     for path in folder.rglob("*"):
         if path.is_file() and path not in kept:

@@ -46,7 +46,7 @@ TITLES = {
 }
 TAG = re.compile(r"<(?:style|script|svg).*?</(?:style|script|svg)>|<[^>]*>", re.DOTALL)
 MOST_ROWS = 40  # of a group of messages
-MOST_PLACES = 3  # of a guard; a chapter's row has as many as chapters
+MOST_PLACES = 2  # of a guard
 
 
 class SymptomError(ValueError):
@@ -340,8 +340,14 @@ def of_guards(pages: Sequence[Page]) -> Iterator[Symptom]:
             (record["do"],),
             places,
             record["check"],
-            f"{record['guards'][0].rpartition('.')[0]}.{name}".removeprefix("check.").removeprefix("book."),
+            _shown_name(record),
         )
+
+
+def _shown_name(record: dict[str, Any]) -> str:
+    """The guard's name behind that of its module, as pages call it."""
+    module, _, name = record["guards"][0].rpartition(".")
+    return f"{module.rpartition('.')[2]}.{record.get('called', name)}"
 
 
 def merged(rows: Iterable[Symptom]) -> list[Symptom]:
@@ -407,12 +413,13 @@ def _numbered(texts: Sequence[str]) -> str:
 
 def groups(rows: Sequence[Symptom]) -> list[list[Symptom]]:
     """Rows in their order, in groups of at most ``MOST_ROWS`` as long as no letter is torn apart."""
-    found: list[list[Symptom]] = [[]]
+    found: list[list[Symptom]] = []
     for _, same_letter in itertools.groupby(rows, key=lambda row: row.initial):
         together = list(same_letter)
-        if found[-1] and len(found[-1]) + len(together) > MOST_ROWS and together[0].kind == "message":
-            found.append([])
-        found[-1] += together
+        if found and (len(found[-1]) + len(together) <= MOST_ROWS or together[0].kind != "message"):
+            found[-1] += together
+        else:
+            found.append(together)
     return found
 
 
@@ -420,8 +427,9 @@ def page(rows: Sequence[Symptom]) -> str:
     """The tables of the index in MyST, behind a heading for each kind."""
     parts = []
     for kind, title in TITLES.items():
-        parts.append(f"## {title}\n")
-        for group in filter(None, groups([row for row in rows if row.kind == kind])):
+        own = [row for row in rows if row.kind == kind]
+        parts += [f"## {title}\n"] if own else []
+        for group in groups(own):
             letters = f"{group[0].initial} to {group[-1].initial}: " if kind == "message" else ""
             parts.append(
                 f"``````{{dropdown}} {letters}{len(group)} rows\n\n`````{{list-table}}\n:header-rows: 1\n"

@@ -1,6 +1,9 @@
 """What is added to the site that Sphinx builds: the index of sections, and what helps a screen reader."""
 
+import asyncio
 from pathlib import Path
+
+import pytest
 
 from tools import site_access, site_search
 
@@ -38,8 +41,18 @@ def test_the_index_has_what_the_search_page_asks_for_and_no_more(tmp_path: Path)
     (tmp_path / "book" / "page.html").write_text(PAGE)
     assert site_search.write(tmp_path) == 2
     names = {path.name for path in (tmp_path / site_search.FOLDER).iterdir()}
+    assert all(path.stat().st_size for path in (tmp_path / site_search.FOLDER).rglob("*") if path.is_file())
     assert {"pagefind.js", "pagefind-entry.json", "pagefind-worker.js", "index", "fragment"} <= names
     assert not any("ui" in name for name in names)
+
+
+def test_an_index_with_empty_files_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site_search, "PAUSE_S", 0.001)
+    (tmp_path / "pagefind-entry.json").write_text("")
+    with pytest.raises(SystemExit, match=r"not written whole; empty: pagefind-entry\.json"):
+        asyncio.run(site_search._settled(tmp_path))
+    (tmp_path / "pagefind-entry.json").write_text("{}")
+    asyncio.run(site_search._settled(tmp_path))
 
 
 def test_roles_and_empty_headers_are_mended_and_the_rest_is_left() -> None:

@@ -29,7 +29,6 @@ QUOTED = {
     "'Graph' object has no attribute 'outputs'",
     "mat1 and mat2 must have the same dtype",
     "no attribute '_backward_hooks'",
-    "Not understood in the address",  # the playground says it, in its own script
     "torch.inf detected in input tensor",
     "URLError",
 }
@@ -148,8 +147,8 @@ def test_guards_that_are_not_there_or_raise_something_else_are_refused(
 
 @cache
 def own_messages() -> list[str]:
-    """All texts in the code of the package, with an … for what varies."""
-    found = [path.read_text() for path in (ROOT / "qhelpers").rglob("*.html")]
+    """All texts in the code of the package, with an … for what varies, and the scripts of the pages."""
+    found = [path.read_text() for path in (ROOT / "book" / "_static").glob("*.js")]
     for path in (ROOT / "qhelpers").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.JoinedStr, ast.Constant)):
