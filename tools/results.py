@@ -71,7 +71,11 @@ def of_claims(folder: Path) -> Document:
         settled = claims.settled([*_chapters(folder)])
     except claims.ClaimError as error:
         raise SystemExit(str(error)) from error
-    found = [{"id": name, **claims.statements()[name], **claim} for name, claim in settled.items()]
+    stated = claims.statements()
+    found = [
+        {"id": name, "statement": stated[name]["statement"], "chapter": stated[name]["chapter"], **claim}
+        for name, claim in settled.items()
+    ]
     return {"schema": name_of("verdicts"), "claims": found}
 
 

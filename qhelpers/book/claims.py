@@ -20,6 +20,8 @@ class ClaimError(ValueError):
 def statements() -> dict[str, dict[str, str]]:
     """The sources' checkable statements in the book's own words: id to statement and chapter.
 
+    Those whose verdict teaches something where it is measured have ``teaches``, too: see :func:`settle`.
+
     >>> len(statements())
     57
     """
@@ -28,7 +30,9 @@ def statements() -> dict[str, dict[str, str]]:
 
 
 def settle(name: str, *, measured: str, verdict: str, because: str = "") -> None:
-    """Give a verdict on one statement of the sources: keep it for the page of verdicts, and show it as a box.
+    """Give a verdict on one statement of the sources: keep it for the page of verdicts.
+
+    The box of a verdict that teaches is shown in its chapter as well.
 
     Args:
         name: the statement's id, such as ``"R10"``.
@@ -55,7 +59,8 @@ def settle(name: str, *, measured: str, verdict: str, because: str = "") -> None
         raise ClaimError(f"Claim {name} with the verdict {verdict!r} needs because=….")
     claim = {"id": name, "measured": measured, "verdict": verdict, "because": because}
     chapter.record(f"claim-{name}", claim)
-    display(HTML(claim_box(claim)))  # type: ignore[no-untyped-call]
+    if "teaches" in statements()[name]:
+        display(HTML(claim_box(claim)))  # type: ignore[no-untyped-call]
 
 
 def claim_box(claim: dict[str, str], footer: str = "") -> str:

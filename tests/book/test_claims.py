@@ -15,12 +15,20 @@ def test_there_are_57_statements_each_with_a_chapter() -> None:
     assert all(re.fullmatch(r"[a-z0-9-]+", one["chapter"]) and len(one["statement"]) > 20 for one in found.values())
 
 
-def test_a_settled_claim_is_recorded_and_shown(fresh_results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = []
+def test_settled_claims_are_recorded_and_those_that_teach_are_shown(
+    fresh_results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
     monkeypatch.setattr(claims, "display", lambda box: shown.append(box.data))
-    claims.settle("R10", measured="14.26 and <3.63> MB with `torch.save`", verdict="holds")
+    for name in ("R1", "R10"):
+        claims.settle(name, measured="14.26 and <3.63> MB with `torch.save`", verdict="holds")
+        assert json.loads((fresh_results / f"claim-{name}.json").read_text())["verdict"] == "holds"
+    assert len(shown) == 1 and "R1 ·" in shown[0]
     assert "&lt;3.63&gt; MB with <code>torch.save</code>" in shown[0]
-    assert json.loads((fresh_results / "claim-R10.json").read_text())["verdict"] == "holds"
+
+
+def test_about_fifteen_verdicts_teach() -> None:
+    assert 12 <= sum("teaches" in one for one in claims.statements().values()) <= 18
 
 
 @pytest.mark.parametrize(
