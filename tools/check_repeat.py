@@ -1,6 +1,6 @@
 """Run chapters a second time, by a plain ``jupyter-book build``: what they measure must repeat, except speed.
 
-Without ``--all`` an eighth of the chapters is due, another one after each commit, and those whose notebooks have
+Without ``--all`` a sixteenth of the chapters is due, another one after each commit, and those whose notebooks have
 changed in the last twenty commits, up to two in all. Pages that only gather what the others leave are due with
 ``--all``, since then there is something to gather. A due chapter that loads published weights also runs once without a
 network.
@@ -22,7 +22,7 @@ from tools.run_notebooks import RESULTS, all_stale
 
 STAGE = BUILD / "alone"
 REPEATED = ("model", "size_mb", "metric", "value", "interval", "n", "paired", "agreement")
-ONE_IN = 8
+ONE_IN = 16
 RECENT_COMMITS = 20
 MOST_DUE = 2
 

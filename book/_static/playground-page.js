@@ -132,6 +132,7 @@
   /* Called for each change; of many fast ones only the last is computed. */
   function changed() {
     clearTimeout(timer);
+    $("copied").textContent = "";
     timer = setTimeout(update);
     root.dataset.counting = run++;
   }
@@ -175,7 +176,7 @@
       $("lost").disabled = !lost.length;
       $("top-float").textContent = share(tally.float);
       $("top-int8").textContent = `${share(tally.int8)} (${lost.length} lost, ${tally.won} won)`;
-      $("said").textContent = `${note}${words} Right answers of ${digits.length} test digits: float ${tally.float}, int8 ${tally.int8}.`;
+      $("said").textContent = `${note}${words} Right answers of ${digits.length} test digits: float ${tally.float}, quantized ${tally.int8}.`;
       note = "";
     })();
   }
@@ -219,10 +220,10 @@
       $(`${kind}-answer`).textContent = pair ? best(pair[i]) : "–";
     }
     const what = drawing ? "Your drawing" : `Test digit ${s.digit}, a ${packed.test.labels[s.digit]}`;
-    $("what").textContent = pair ? `${what}: float says ${best(pair[0])}, int8 says ${best(pair[1])}.` : "The box is empty.";
+    $("what").textContent = pair ? `${what}: float says ${best(pair[0])}, quantized says ${best(pair[1])}.` : "The box is empty.";
     if (!pair) return "The box is empty: draw a digit, and both networks answer.";
     const kept = drawing && left ? "What was drawn outside the box does not count. " : "";
-    return `${kept}Float says ${best(pair[0])}, int8 says ${best(pair[1])}.${dead.length ? ` ${$("dead").textContent}` : ""}`;
+    return `${kept}Float says ${best(pair[0])}, quantized says ${best(pair[1])}.${dead.length ? ` ${$("dead").textContent}` : ""}`;
   }
 
   function showLayers(net, model, decibels, bytes, worst) {
@@ -296,8 +297,20 @@
     else if (event.key === "Delete" || event.key === "Backspace") clear();
     else if (event.key !== " ") return;
     if (event.key === " " || (move && event.shiftKey)) ink(cursor[0] + 0.5, cursor[1] + 0.5), changed();
+    const inked = drawing && drawing[cursor[1] * SIDE + cursor[0]] > 127;
+    $("cursor").textContent = `Column ${cursor[0] + 1}, row ${cursor[1] + 1}: ${inked ? "inked" : "empty"}.`;
     event.preventDefault();
     paint();
+  }
+
+  /* A page that is opened from disk, or not over https, may not write to the clipboard. */
+  async function copyLink() {
+    try {
+      await navigator.clipboard.writeText(location.href);
+      $("copied").textContent = "The link to these settings is copied.";
+    } catch {
+      $("copied").textContent = `This browser lets no page copy: ${location.href}`;
+    }
   }
 
   // --- 6. Beginning -----------------------------------------------------------------------------------------------
@@ -312,7 +325,8 @@
     box.addEventListener("pointermove", (event) => pen && stroke(event));
     for (const end of ["pointerup", "pointercancel"]) box.addEventListener(end, () => (pen = null));
     box.addEventListener("keydown", key);
-    box.addEventListener("blur", () => ((cursor = null), paint()));
+    box.addEventListener("blur", () => ((cursor = null), ($("cursor").textContent = ""), paint()));
+    $("copy").addEventListener("click", copyLink);
     $("clear").addEventListener("click", clear);
     $("previous").addEventListener("click", () => take(s.digit - 1));
     $("next").addEventListener("click", () => take(s.digit + 1));

@@ -187,7 +187,7 @@ def test_the_page_counts_what_the_chapter_counts(
     changes = {key: int(value) for key, value in (part.split("=") for part in address[1:].split("&") if part)}
     right = chapter_names["right"](chapter_names["TEST"], **changes)
     float_right = chapter_names["right"](chapter_names["TEST"], **chapter_names["FLOAT"])
-    assert f"of 500 test digits: float {float_right}, int8 {right}." in opened(tab, site, address)
+    assert f"of 500 test digits: float {float_right}, quantized {right}." in opened(tab, site, address)
 
 
 # --- drawing -----------------------------------------------------------------------------------------
@@ -214,8 +214,8 @@ def test_a_drawn_one_is_read_wherever_it_is_drawn(tab: Any, site: Path) -> None:
     for x in (0.2, 0.5, 0.8):
         tab.click("#pg-clear")
         stroke(tab, (x + 0.02, 0.2), (x, 0.8))
-        assert "Float says 1, int8 says 1." in settled(tab)
-    assert tab.inner_text("#pg-what") == "Your drawing: float says 1, int8 says 1."
+        assert "Float says 1, quantized says 1." in settled(tab)
+    assert tab.inner_text("#pg-what") == "Your drawing: float says 1, quantized says 1."
 
 
 def test_an_empty_box_is_not_read(tab: Any, site: Path) -> None:
@@ -244,11 +244,37 @@ def test_a_digit_is_drawn_with_keys_alone(tab: Any, site: Path) -> None:
     tab.keyboard.press("Delete")
     for _ in range(16):
         tab.keyboard.press("Shift+ArrowDown")
-    assert "Float says 1, int8 says 1." in settled(tab)
+    assert "Float says 1, quantized says 1." in settled(tab)
     tab.keyboard.press("Backspace")
     assert "The box is empty" in settled(tab)
     tab.keyboard.press("Space")
     assert "says" in settled(tab)
+
+
+def test_the_cursor_s_place_is_told_while_keys_draw(tab: Any, site: Path) -> None:
+    opened(tab, site)
+    tab.focus("#pg-box")
+    tab.keyboard.press("Delete")
+    tab.keyboard.press("ArrowDown")
+    assert tab.inner_text("#pg-cursor") == "Column 15, row 8: empty."
+    tab.keyboard.press("Space")
+    assert tab.inner_text("#pg-cursor") == "Column 15, row 8: inked."
+    tab.focus("#pg-clear")
+    assert tab.inner_text("#pg-cursor") == ""
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_link_to_the_settings_is_copied_or_shown(allowed: bool, tab: Any, site: Path) -> None:
+    opened(tab, site, "#w=3")
+    tab.evaluate(
+        """allowed => Object.defineProperty(navigator, "clipboard", {value: {
+          writeText: text => (window.copiedText = text, allowed ? Promise.resolve() : Promise.reject(new Error("no")))}})""",
+        allowed,
+    )
+    tab.click("#pg-copy")
+    tab.wait_for_function("document.getElementById('pg-copied').textContent")
+    assert tab.evaluate("copiedText").endswith("#w=3")
+    assert ("is copied" if allowed else "#w=3") in tab.inner_text("#pg-copied")
 
 
 def test_a_finger_draws_without_scrolling_the_page(browser: Any, site: Path) -> None:
@@ -286,7 +312,7 @@ def test_a_changed_address_changes_the_page(tab: Any, site: Path) -> None:
     opened(tab, site)
     tab.evaluate("location.hash = '#w=3'")
     tab.wait_for_function("document.getElementById('pg-w-said').textContent === '3 bits'")
-    assert "int8 493" not in settled(tab)
+    assert "quantized 493" not in settled(tab)
 
 
 def test_a_link_to_a_heading_leaves_the_settings_alone(tab: Any, site: Path) -> None:
@@ -411,7 +437,7 @@ BUTTONS = {
 @pytest.mark.parametrize("breaks", BUTTONS)
 def test_each_button_breaks_the_network_and_each_cure_mends_it(tab: Any, site: Path, breaks: str) -> None:
     def right() -> int:
-        return int(settled(tab).rsplit("int8 ", 1)[1].rstrip("."))
+        return int(settled(tab).rsplit("quantized ", 1)[1].rstrip("."))
 
     for cure in BUTTONS[breaks]:
         opened(tab, site)
