@@ -20,6 +20,11 @@ PROCESSES ?= 2
 JOBS ?= 1
 # Which chapters' copies make copies runs: all, if none is named.
 NAMES ?=
+# What make lane runs the book with: a release of torch or nightly, or a file of pins.
+TORCH ?=
+PINS ?=
+NAME ?=
+REPORTS ?=
 export QHELPERS_PROCESSES := $(PROCESSES)
 
 check_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make book PYTHON=python3.11")'
@@ -30,7 +35,7 @@ $(BIN)/pip install --quiet --no-deps --retries 2 --timeout 20 --index-url $(TORC
 @$(BIN)/pip freeze | grep '^torch==.*+cpu' >/dev/null || echo "$(VENV) gets torch with CUDA, several gigabytes that the book never uses: $(TORCH_INDEX) did not answer, or $(VENV) had it before."
 endef
 
-.PHONY: book test test-qnnpack-only remeasure differs repeat package copies lite-lane arm serve lint clean notebooks \
+.PHONY: book test test-qnnpack-only remeasure differs repeat package copies lite-lane lane lane-issue arm serve lint clean notebooks \
   weights publish-check publish-notebooks lint-workflows lock raise-pins
 
 book: notebooks ## set up, execute every notebook, build _build/html
@@ -67,6 +72,12 @@ lite-lane: ## the recipe's road to a phone, on the last PyTorch that has all of 
 	$(PYTHON) -m venv .venv-lite
 	.venv-lite/bin/pip install --quiet -r experiments/lite-requirements.txt
 	.venv-lite/bin/python -m experiments.lite_interpreter
+
+lane: ## the book beside other versions: make lane TORCH=2.15.0, TORCH=nightly or PINS=file; needs no set-up
+	$(PYTHON) tools/lane.py $(if $(PINS),--pins '$(PINS)','$(TORCH)') --index '$(TORCH_INDEX)' --jobs $(JOBS) $(if $(NAME),--name '$(NAME)')
+
+lane-issue: ## open or update the one issue with the news of lanes: make lane-issue REPORTS=files; needs GitHub's gh
+	$(PYTHON) tools/lane.py --issue $(REPORTS)
 
 arm: $(VENV)/installed ## int8 on 64-bit ARM under emulation, for correctness only; as root: apt install qemu-user-static debootstrap
 	TORCH_INDEX='$(TORCH_INDEX)' $(BIN)/python -m experiments.arm_emulated --folder '$(ARM_FOLDER)'

@@ -1,0 +1,265 @@
+"""Run the book beside other versions than its pins, in an environment of its own, and say what changed.
+
+    python3 tools/lane.py TORCH          a release, such as 2.15.0, "newest" or "nightly"
+    python3 tools/lane.py --pins FILE    a file of pins, as pip reads it; they replace the book's
+    python3 tools/lane.py --issue REPORT [REPORT ...]
+
+The report names the companions that could not be installed or imported, the cells that failed, the entries of the
+gallery among them, and the verdicts and table rows that differ from a run with the book's own pins: that of this
+checkout (``make book``), else the published one. A difference is news and no error; a lane in which no notebook ran is
+one. ``--issue`` opens or updates one issue with the reports that have news; it needs GitHub's ``gh``.
+
+Needs git and nothing but the standard library: it runs where the book is not set up.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LANES = ROOT / ".lanes"
+NIGHTLY = ("--pre", "--index-url", "https://download.pytorch.org/whl/nightly/cpu")
+# What is built for a release of torch, or reaches into it, with the module that says whether it works.
+COMPANIONS = {
+    "torchvision": "torchvision",
+    "torchao": "torchao.quantization.pt2e",
+    "executorch": "executorch.extension.pybindings.portable_lib",
+    "onnxruntime": "onnxruntime.quantization",
+    "onnxscript": "onnxscript",
+}
+PIN = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>[^\s;]+)")
+NO_NEWS = "Nothing differs."
+TITLE = "Other versions than the pins: what differs"
+
+
+def output_of(*command: str | Path, cwd: Path = ROOT) -> tuple[int, str]:
+    """Run a command; its exit code and all that it printed."""
+    done = subprocess.run([*map(str, command)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+def pins(text: str) -> dict[str, str]:
+    """The pinned lines of a requirements file by the package's name in small letters.
+
+    >>> pins("-e .\\ntorch==2.14.1\\nappnope==1.0.0 ; sys_platform == 'darwin'")["appnope"]
+    "appnope==1.0.0 ; sys_platform == 'darwin'"
+    """
+    found = ((PIN.match(line), line.strip()) for line in text.splitlines())
+    return {match["name"].lower(): line for match, line in found if match}
+
+
+def torch_arguments(torch: str, index: str = "", torchvision: str = "torchvision") -> list[str]:
+    """What pip is asked for: torch, with the torchvision that fits it."""
+    if torch == "nightly":
+        return [*NIGHTLY, "torch", torchvision]
+    named = "torch" if torch == "newest" else f"torch=={torch}"
+    return [*(["--index-url", index] if index else []), named, torchvision]
+
+
+class Lane:
+    """One environment, with a checkout of the committed book: ``.lanes/NAME``."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.folder = name, LANES / name
+        self.checkout, self.complete = self.folder / "checkout", self.folder / "complete"
+
+    @property
+    def python(self) -> Path:
+        """The environment's interpreter."""
+        folder = "Scripts" if sys.platform == "win32" else "bin"
+        return self.folder / "venv" / folder / "python"
+
+    def pip(self, *arguments: str) -> tuple[int, str]:
+        """Call the environment's pip; its exit code and output."""
+        return output_of(self.python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments)
+
+    def check_out(self) -> None:
+        """Lay a fresh copy of every committed file into the lane, so that it never meets another run's results."""
+        shutil.rmtree(self.checkout, ignore_errors=True)
+        code, listed = output_of("git", "ls-files", "-z")
+        if code != 0:
+            raise SystemExit(f"A lane needs a git checkout: {listed.strip()}")
+        for name in filter(None, listed.split("\0")):
+            (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.checkout / name)
+
+    def set_up(self, torch: list[str], own: dict[str, str]) -> list[str]:
+        """Make the environment, unless it is complete; the companions that are missing, each with the reason.
+
+        An environment that was cut off half-way has no mark, and is made anew.
+
+        Args:
+            torch: arguments of pip that bring torch and torchvision.
+            own: pins that replace the book's.
+
+        Raises:
+            SystemExit: if there is no such torch, or one of the book's other packages cannot be installed.
+        """
+        if self.complete.is_file():
+            return [*json.loads(self.complete.read_text())]
+        shutil.rmtree(self.folder / "venv", ignore_errors=True)
+        venv.create(self.folder / "venv", with_pip=True)
+        code, said = self.pip("install", *torch)
+        if code != 0:
+            raise SystemExit(f"{self.name}: pip cannot install {' '.join(torch)}.\n{_end(said)}")
+        wanted = pins((ROOT / "requirements.txt").read_text()) | own
+        rest = [line for name, line in wanted.items() if name not in {"torch", "torchvision", *COMPANIONS}]
+        (self.folder / "rest.txt").write_text("\n".join(rest))
+        code, said = self.pip("install", "--no-deps", "-r", str(self.folder / "rest.txt"))
+        if code != 0:
+            raise SystemExit(f"{self.name}: pip cannot install the book's other packages.\n{_end(said)}")
+        missing = [*self._companions(own)]
+        self.pip("install", "--no-deps", "-e", str(self.checkout))
+        self.complete.write_text(json.dumps(missing))
+        return missing
+
+    def _companions(self, own: dict[str, str]) -> Iterator[str]:
+        """Install each companion in the newest release that pip finds for this torch; those that do not work."""
+        frozen = self.folder / "frozen.txt"
+        frozen.write_text(self.pip("freeze")[1])
+        for name, module in COMPANIONS.items():
+            if name != "torchvision":
+                code, said = self.pip("install", "--constraint", str(frozen), own.get(name, name))
+                if code != 0:
+                    yield f"{name} cannot be installed: {_last(said)}"
+                    continue
+            code, said = output_of(self.python, "-c", f"import {module}")
+            if code != 0:
+                yield f"{name} is installed and fails: {_last(said)}"
+
+    def run(self, jobs: int, notebooks: list[str]) -> str:
+        """Execute the book's notebooks, all or those that are named; what the runner printed."""
+        os.environ.setdefault("QHELPERS_PROCESSES", "1")
+        code, said = output_of(
+            self.python, "-m", "tools.run_notebooks", "--jobs", str(jobs), *notebooks, cwd=self.checkout
+        )
+        if not re.search(r"executed in|FAILED", said):
+            raise SystemExit(f"{self.name}: no notebook ran (exit code {code}).\n{_end(said)}")
+        return said
+
+    def report(self, missing: list[str], said: str, baseline: str) -> list[str]:
+        """The lines of the report: versions, missing companions, failing cells, and what differs."""
+        passed = len(re.findall(r"executed in|unchanged, its", said))
+        failed = re.findall(r"^(\S+): FAILED", said, re.MULTILINE)
+        lines = [f"## {self.name}", "", self.pip("list", "--format=freeze")[1].replace("==", " ")]
+        kept = {"torch", *COMPANIONS}
+        lines[2] = ", ".join(line for line in lines[2].splitlines() if line.split(" ")[0].lower() in kept)
+        lines += ["", f"{passed} notebooks passed, {len(failed)} failed."]
+        lines += [f"- missing: {words}" for words in missing]
+        for name in failed:
+            lines += [f"- {name}: {words}" for words in failing_cells(self.checkout, name)]
+        differs = "not compared: there is no run with the book's pins to compare with"
+        if baseline:
+            differs = output_of(self.python, "-m", "tools.differs", baseline, cwd=self.checkout)[1]
+        news = bool(missing or failed) or bool(re.search(r"(differ|an interval): [1-9]|not compared", differs))
+        return [*lines, "", "```", differs.strip(), "```", "", "" if news else NO_NEWS]
+
+
+def failing_cells(checkout: Path, name: str) -> list[str]:
+    """The cells of a notebook that failed, with their errors; entries of the gallery by number and question."""
+    path = checkout / "build" / "running" / name / f"{name}.ipynb"
+    if not path.is_file():
+        return ["left no notebook"]
+    entries = json.loads((checkout / "qhelpers" / "book" / "gallery.json").read_text())
+    questions = {entry["number"]: entry["question"] for entry in entries if entry["page"] == name}
+    found = []
+    for cell in json.loads(path.read_text())["cells"]:
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error":
+                number = re.match(r"e(\d+)-", cell["id"])
+                entry = f" (entry {number[1]}, {questions.get(int(number[1]), '?')})" if number else ""
+                words = " ".join(str(output["evalue"]).split())[:200]
+                found.append(f"cell `{cell['id']}`{entry}: {output['ename']}: {words}")
+    return found or ["failed outside its cells"]
+
+
+def baseline(root: Path = ROOT) -> str:
+    """Where a run with the book's own pins is: this checkout's site, else the published one; "" if there is none."""
+    site = root / "_build" / "html"
+    if (site / "results.json").is_file():
+        return str(site)
+    url = re.search(
+        r"^repository:\s*\n\s+url:\s*[\"']?(https://github\.com/\S+?)[\"']?\s*$", _config(root), re.MULTILINE
+    )
+    if not url:
+        return ""
+    owner, name = url[1].rstrip("/").split("/")[-2:]
+    return f"https://{owner.lower()}.github.io/{name}"
+
+
+def _config(root: Path) -> str:
+    return (root / "_config.yml").read_text()
+
+
+def _last(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else "it says nothing"
+
+
+def _end(said: str) -> str:
+    return "\n".join(said.splitlines()[-15:])
+
+
+def issue(reports: list[Path]) -> str:
+    """Open or update the one issue that gathers the lanes' news; what was done.
+
+    Raises:
+        SystemExit: if a report is missing, or ``gh`` fails.
+    """
+    texts = {path: path.read_text() if path.is_file() else "" for path in reports}
+    if absent := [str(path) for path, text in texts.items() if not text]:
+        raise SystemExit(f"No report, so that lane did not run: {', '.join(absent)}")
+    news = [text for text in texts.values() if NO_NEWS not in text]
+    if not news:
+        return "no lane has news"
+    body = LANES / "issue.md"
+    body.parent.mkdir(exist_ok=True)
+    body.write_text("\n\n".join(news))
+    code, said = output_of("gh", "issue", "list", "--search", f'in:title "{TITLE}"', "--json", "number")
+    if code != 0:
+        raise SystemExit(f"gh cannot list the issues: {_last(said)}")
+    known = [str(one["number"]) for one in json.loads(said)]
+    what = ["edit", known[0]] if known else ["create", "--title", TITLE]
+    code, said = output_of("gh", "issue", *what, "--body-file", body)
+    if code != 0:
+        raise SystemExit(f"gh issue {what[0]} failed: {_last(said)}")
+    return said.strip()
+
+
+def main() -> None:
+    """Run one lane and write its report, or hand reports to the issue."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("torch", nargs="?", help="a release of torch, newest or nightly")
+    parser.add_argument("--pins", type=Path, help="a file of pins that replace the book's")
+    parser.add_argument("--name", default="", help="of the lane, else after torch or the file")
+    parser.add_argument("--index", default="", help="where torch's wheels lie, if not on PyPI")
+    parser.add_argument("--jobs", type=int, default=1, help="how many notebooks run side by side")
+    parser.add_argument("--notebooks", nargs="*", default=[], help="only these, by name")
+    parser.add_argument("--issue", nargs="+", type=Path, metavar="REPORT")
+    arguments = parser.parse_args()
+    if arguments.issue:
+        print(issue(arguments.issue))
+        return
+    own = pins(arguments.pins.read_text()) if arguments.pins else {}
+    if not (torch := arguments.torch or own.get("torch", "").removeprefix("torch==")):
+        parser.error("name a release of torch, newest, nightly, or a file of pins that has one")
+    name = arguments.name or (arguments.pins.stem if arguments.pins else f"torch-{torch}")
+    lane = Lane(re.sub(r"[^\w.-]", "-", name))
+    lane.folder.mkdir(parents=True, exist_ok=True)
+    lane.check_out()
+    missing = lane.set_up(torch_arguments(torch, arguments.index, own.get("torchvision", "torchvision")), own)
+    said = lane.run(arguments.jobs, arguments.notebooks)
+    lines = lane.report(missing, said, baseline())
+    (LANES / f"{lane.name}.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
