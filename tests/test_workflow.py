@@ -15,6 +15,7 @@ import yaml
 from tools.common import ROOT
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
+BOOK = ROOT / ".github" / "workflows" / "book.yml"
 FORMS = [path for path in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")) if path.stem != "config"]
 PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "CHANGELOG", "CODE_OF_CONDUCT")]
 PINNED = re.compile(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}|\./.+|docker://.+@sha256:[0-9a-f]{64}")
@@ -63,29 +64,46 @@ def test_an_unpinned_action_is_found_and_named(action: str) -> None:
 
 
 @every_workflow
-def test_rights_are_given_job_by_job_and_only_after_a_build_of_main(path: Path) -> None:
+def test_rights_are_given_job_by_job(path: Path) -> None:
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {}
     assert "pull_request_target" not in path.read_text()
     assert "secrets." not in path.read_text()
     for name, job in jobs(path).items():
         writes = [right for right, degree in job["permissions"].items() if degree == "write"]
-        assert not writes or name in ("deploy", "notebooks"), f"{name} may write: {writes}"
+        assert not writes or name in ("deploy", "notebooks", "issue"), f"{name} may write: {writes}"
         assert "timeout-minutes" in job
-    assert jobs(path)["deploy"]["needs"] == "build"
-    assert jobs(path)["notebooks"]["needs"] == "deploy"
-    assert jobs(path)["deploy"]["if"] == "github.event_name != 'pull_request' && github.ref == 'refs/heads/main'"
+
+
+def test_only_a_build_of_main_is_deployed() -> None:
+    build = jobs(BOOK)
+    assert build["deploy"]["needs"] == "build"
+    assert build["notebooks"]["needs"] == "deploy"
+    assert build["deploy"]["if"] == "github.event_name != 'pull_request' && github.ref == 'refs/heads/main'"
+
+
+def test_every_lane_hands_its_report_to_the_issue_also_when_another_is_red() -> None:
+    lanes = jobs(ROOT / ".github" / "workflows" / "lanes.yml")
+    names = [one["name"] for one in lanes["lane"]["strategy"]["matrix"]["include"]]
+    assert {"pins", "newest", "nightly", "newest-python", "macos", "windows", "linux-arm"} == set(names)
+    assert lanes["lane"]["strategy"]["fail-fast"] is False
+    told = lanes["issue"]["steps"][-1]["run"]
+    assert re.findall(r"\.lanes/([\w-]+)\.md", told) == names
+    assert lanes["issue"]["permissions"] == {"contents": "read", "issues": "write"}
 
 
 @every_workflow
-def test_steps_only_call_make_and_the_site_is_kept_after_it_passed(path: Path) -> None:
+def test_steps_only_call_make(path: Path) -> None:
     for name, job in jobs(path).items():
         for step in job["steps"]:
             if "run" in step:
                 words = step["run"].split()
                 assert words[0] == "make", f"{name}: {step['run']}"
                 assert words[1] in TARGETS, f"{name}: the Makefile has no {words[1]}"
-    steps = [step.get("run", step.get("uses", "")) for step in jobs(path)["build"]["steps"]]
+
+
+def test_the_site_is_kept_after_it_passed() -> None:
+    steps = [step.get("run", step.get("uses", "")) for step in jobs(BOOK)["build"]["steps"]]
     order = [
         "make weights",
         "make book",
