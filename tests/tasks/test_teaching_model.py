@@ -14,7 +14,7 @@ from qhelpers.tasks import checkpoints, digits
 
 @pytest.fixture(scope="module")
 def test_digits() -> list[tuple[Tensor, Tensor]]:
-    return list(digits.loader("test", batch_size=100))
+    return list(digits.loader("test", batch_size=100, limit=400))
 
 
 def post_training(weight_observer: Callable[[], nn.Module]) -> nn.Module:
