@@ -49,9 +49,10 @@ def stage(
     config["execute"] |= execute or {"execute_notebooks": "off"}
     (folder / "_config.yml").write_text(yaml.safe_dump(config))
     shutil.copy(ROOT / "_toc.yml", folder / "_toc.yml")
-    from tools import symptoms  # takes seconds, which an unchanged site need not wait for
+    from tools import executions, symptoms  # take seconds, which an unchanged site need not wait for
 
     symptoms.fill(folder)
+    executions.fill(folder, notebooks())
 
 
 def extend(folder: Path) -> None:
@@ -123,7 +124,12 @@ def main() -> None:
     if STAMP.is_file() and STAMP.read_text() == f"{digest} {published_files()}":
         print("site: unchanged")
     else:
-        from tools import results, symptoms  # take seconds, which an unchanged site need not wait for
+        from tools import (
+            executions,
+            plain,
+            results,
+            symptoms,
+        )  # take seconds, which an unchanged site need not wait for
 
         STAMP.unlink(missing_ok=True)
         stage()
@@ -135,6 +141,8 @@ def main() -> None:
         (new / "commit.txt").write_text(origins())
         results.write(new, RESULTS)
         symptoms.write(new, STAGE)
+        executions.write(new, notebooks())
+        plain.write(new, STAGE)
         replace_site(new)
         STAMP.write_text(f"{digest} {published_files()}")
     print(f"The book: {SITE / 'index.html'}")

@@ -52,7 +52,7 @@ def check(notebook: Path, mode: str, whole: bool = False) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     log = folder / "attempts.txt"
-    code, seconds = run(
+    code, seconds, _ = run(
         notebook if whole else first_part(notebook, folder),
         folder / "run",
         {

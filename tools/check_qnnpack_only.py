@@ -28,7 +28,7 @@ def check(chosen: list[Path]) -> list[str]:
     path = os.pathsep.join([str(Path(__file__).parent / "qnnpack_only"), os.environ.get("PYTHONPATH", "")])
     failed, copies = [], {}
     for notebook in chosen:
-        code, seconds = run(notebook, folder / notebook.stem, {"PYTHONPATH": path, **SPEEDS_UNSEEN})
+        code, seconds, _ = run(notebook, folder / notebook.stem, {"PYTHONPATH": path, **SPEEDS_UNSEEN})
         copy = folder / notebook.stem / notebook.name
         good = code == 0 and PROOF in copy.read_text()
         if not good:

@@ -8,7 +8,7 @@ import html
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -268,7 +268,7 @@ def portable(
         *([_markdown("lead", text.strip())] if text else []),
     ]
     if page.cited:
-        cells.append(_markdown("papers", _papers(among.bibliography, page.cited)))
+        cells.append(_markdown("papers", f"## Papers\n\n{references(among.bibliography, page.cited)}"))
     metadata = {
         key: executed["metadata"][key] for key in ("kernelspec", "language_info") if key in executed["metadata"]
     }
@@ -296,10 +296,11 @@ def leftovers(cells: list[Cell]) -> list[str]:
     return found
 
 
-def _papers(bibliography: str, cited: list[str]) -> str:
-    text = PybtexEngine().format_from_string(bibliography, style="unsrt", output_backend="text", citations=cited)
+def references(bibliography: str, cited: Sequence[str] = ("*",)) -> str:
+    """A list of the works that are cited, all by default."""
+    text = PybtexEngine().format_from_string(bibliography, style="unsrt", output_backend="text", citations=[*cited])
     entries = [" ".join(one.split()) for one in re.split(r"^\[\d+\] ", text, flags=re.MULTILINE)[1:]]
-    return "## Papers\n\n" + "\n".join(f"- {entry}" for entry in entries)
+    return "\n".join(f"- {entry}" for entry in entries)
 
 
 def _note(executed: dict[str, Any], name: str, among: Book) -> str:

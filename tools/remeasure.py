@@ -122,7 +122,7 @@ def main() -> int:
     before = {path.stem: recorded(RESULTS / path.stem, benchmark.ENOUGH_PROCESSES) for path in chosen}
     for notebook in chosen:
         folder = AGAIN / notebook.stem
-        code, seconds = run(notebook, folder, {"QHELPERS_PROCESSES": "1"})  # one fresh process
+        code, seconds, _ = run(notebook, folder, {"QHELPERS_PROCESSES": "1"})  # one fresh process
         if code:
             print(f"{notebook.stem}: FAILED")
             return 1

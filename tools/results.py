@@ -1,9 +1,11 @@
-"""What the chapters measured, as two files beside the published site, each with its JSON schema.
+"""What the chapters measured, as files beside the published site, each with its JSON schema.
 
 ``results.json`` holds for each chapter the machine, the rows of the comparison table and the ratios of its tables of
-speed; ``verdicts.json`` holds the verdicts on the sources' statements.
+speed; ``verdicts.json`` holds the verdicts on the sources' statements,
+``gallery.json`` the errors that users reported.
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from typing import Any
 
 import jsonschema
 
-from qhelpers.book import claims
+from qhelpers.book import claims, gallery
 from tools.remeasure import recorded
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -79,6 +81,12 @@ def of_claims(folder: Path) -> Document:
     return {"schema": name_of("verdicts"), "claims": found}
 
 
+def of_gallery() -> Document:
+    """The entries of the gallery, in the form of ``gallery.json``."""
+    entries = [dataclasses.asdict(record) for record in gallery.records().values()]
+    return json.loads(json.dumps({"schema": name_of("gallery"), "entries": entries}))  # type: ignore[no-any-return]
+
+
 def _chapters(folder: Path) -> Iterator[Path]:
     if folder.is_dir():
         yield from sorted(path for path in folder.iterdir() if path.is_dir())
@@ -96,13 +104,14 @@ def _read(path: Path) -> Document:
 
 
 def write(site: Path, folder: Path) -> None:
-    """Lay both files and their schemas beside the pages of a site.
+    """Lay the files and their schemas beside the pages of a site.
 
     Raises:
         SystemExit: if the results are damaged, or one of the files would break its schema.
     """
     for kind, document in zip(KINDS, (of_chapters(folder), of_claims(folder)), strict=True):
         publish(site, kind, document)
+    publish(site, "gallery", of_gallery())
 
 
 def publish(site: Path, kind: str, document: Document) -> None:

@@ -11,6 +11,7 @@ One runs after another, since chapters measure time. With two jobs two run side 
 """
 
 import argparse
+import datetime
 import importlib.metadata
 import inspect
 import json
@@ -22,6 +23,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from qhelpers import atomic, engines
 from qhelpers.book import chapter
@@ -39,6 +41,9 @@ from tools.imports import reached_files
 
 EXECUTED = BUILD / "executed"
 RESULTS = BUILD / "results"
+VERSIONS = {"Python": platform.python_version()} | {
+    name: importlib.metadata.version(name) for name in ("torch", "torchvision")
+}
 CELL_TIMEOUT_S = 900  # a cell that times a table in five processes takes minutes, on a busy machine more
 
 
@@ -110,13 +115,14 @@ def all_stale() -> list[str]:
     return [notebook.stem for notebook in notebooks() if not is_current(notebook, known)]
 
 
-def run(notebook: Path, folder: Path, extra_env: dict[str, str] | None = None) -> tuple[int, float]:
+def run(notebook: Path, folder: Path, extra_env: dict[str, str] | None = None) -> tuple[int, float, float | None]:
     """Copy a notebook into an empty folder and run it there.
 
     Its results go to ``folder / "results"``.
 
     Returns:
-        pytest's exit code and the seconds it took.
+        pytest's exit code, the seconds it took, and the peak of resident memory of its largest process in MB (None
+        where the system does not tell).
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -130,8 +136,23 @@ def run(notebook: Path, folder: Path, extra_env: dict[str, str] | None = None) -
     environment["TQDM_DISABLE"] = "1"  # a page cannot show a bar move
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads stall each other on a busy machine
     started = time.monotonic()
-    done = subprocess.run(command, cwd=folder, env=environment | (extra_env or {}))
-    return done.returncode, time.monotonic() - started
+    process = subprocess.Popen(command, cwd=folder, env=environment | (extra_env or {}))
+    code, peak_mb = waited_for(process)
+    return code, time.monotonic() - started, peak_mb
+
+
+def waited_for(process: "subprocess.Popen[bytes]") -> tuple[int, float | None]:
+    """A process's exit code, and the peak of memory in MB of the largest among it and those that it waited for."""
+    if not hasattr(os, "wait4"):  # Windows
+        return process.wait(), None
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def run_and_keep(notebook: Path) -> bool:
@@ -140,7 +161,7 @@ def run_and_keep(notebook: Path) -> bool:
     folder = BUILD / "running" / notebook.stem
     gathered = results_to_gather(notebook)
     handed = {"QHELPERS_CURRENT": json.dumps([*map(str, gathered)])} if gathers_results(notebook) else None
-    code, seconds = run(notebook, folder, handed)
+    code, seconds, peak_mb = run(notebook, folder, handed)
     if code != 0:
         return False
     stamp_file(notebook).unlink(missing_ok=True)
@@ -152,8 +173,11 @@ def run_and_keep(notebook: Path) -> bool:
         RESULTS.mkdir(parents=True, exist_ok=True)
         os.replace(folder / "results", RESULTS / notebook.stem)
     # A notebook may fill the hub cache itself; that must not make its copy stale.
-    stamp = {"hash": f"{before} {weights_source()}", "seconds": round(seconds, 1), "has_results": has_results}
+    stamp: dict[str, Any] = {"hash": f"{before} {weights_source()}", "seconds": round(seconds, 1)}
+    stamp["has_results"] = has_results
     stamp["commit"] = at  # a copy serves later commits that change nothing for it; publishing asks for the same one
+    stamp |= {"peak_mb": peak_mb and round(peak_mb), "date": datetime.date.today().isoformat()}
+    stamp |= {"processor": engines.cpu_name(), "versions": VERSIONS}
     stamp["processes"] = chapter.processes()  # a page that was measured by more of them serves those who want fewer
     atomic.write_text(stamp_file(notebook), json.dumps(stamp))
     return True

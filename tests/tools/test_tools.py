@@ -62,7 +62,7 @@ def small_book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def executed_at_once(notebook: Path, folder: Path, extra_env: dict[str, str] | None = None) -> tuple[int, float]:
+def executed_at_once(notebook: Path, folder: Path, extra_env: dict[str, str] | None = None) -> tuple[int, float, float]:
     """What ``run_notebooks.run`` does, without pytest and a kernel, which take seconds: for tests of what follows."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -81,7 +81,7 @@ def executed_at_once(notebook: Path, folder: Path, extra_env: dict[str, str] | N
             stream = {"output_type": "stream", "name": "stdout", "text": printed.getvalue()}
             cell["outputs"] = [stream] if printed.getvalue() else []
     (folder / notebook.name).write_text(json.dumps(content))
-    return code, 0.1
+    return code, 0.1, 100.0
 
 
 @pytest.fixture

@@ -1,0 +1,137 @@
+"""Pages for assistants and scripts: each one as Markdown with its printed outputs, and ``llms.txt``, which lists them.
+
+They lie beside the site's pages, ``book/NAME.md`` beside ``book/NAME.html``, in the form of https://llmstxt.org.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from bs4 import BeautifulSoup
+from markdownify import markdownify
+
+from tools import portable
+from tools.copies import FOLDER
+from tools.portable import MARK, UNREAD
+
+LEFT_OUT = {"install", "copy"}  # cells that only a notebook needs
+DATA = {
+    "results.json": "rows of the table of all models, and every measured ratio of speeds",
+    "verdicts.json": "the sources' statements, what was measured, and the verdict",
+    "symptoms.json": "messages and symptoms, their causes and cures, and where each is executed",
+    "gallery.json": "errors and surprises that users reported, with cause, cure and threads",
+    "executions.json": "time, peak memory, versions, processor and date of each notebook",
+}
+
+
+def as_markdown(markup: str) -> str:
+    """HTML of an output as Markdown: tables stay tables, a picture is its description and its caption.
+
+    >>> as_markdown('<figure><svg aria-label="A line."><path/></svg><figcaption>It rises.</figcaption></figure>')
+    '*Figure: A line.* It rises.'
+    """
+    soup = BeautifulSoup(markup, "html.parser")
+    for unread in soup.select("script, style, template, noscript, input, button"):
+        unread.decompose()
+    for picture in soup.select("svg, img"):
+        words = picture.get("aria-label") or picture.get("alt") or ""
+        picture.replace_with(BeautifulSoup(f"<p><em>Figure: {words}</em></p>" if words else "", "html.parser"))
+    text: str = markdownify(str(soup), heading_style="ATX")
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip().replace("*\n\n", "* ", 1)
+
+
+def _fenced(text: str, language: str) -> str:
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`{3,}", text)), 3)
+    return f"{fence}{language}\n{text.strip(chr(10))}\n{fence}"
+
+
+def _outputs(cell: dict[str, Any]) -> Iterator[str]:
+    for output in cell.get("outputs", []):
+        data = {kind: "".join(value) for kind, value in output.get("data", {}).items() if isinstance(value, str | list)}
+        if output["output_type"] == "stream":
+            yield _fenced("".join(output["text"]), "text")
+        elif "text/markdown" in data:
+            yield data["text/markdown"].strip()
+        elif "text/html" in data:
+            yield as_markdown(data["text/html"])
+        elif "text/plain" in data:
+            yield _fenced(data["text/plain"], "text")
+
+
+def page(copy: dict[str, Any]) -> str:
+    """A chapter's copy as Markdown: its prose, the code that its page shows, and what the run printed.
+
+    Args:
+        copy: the notebook as :func:`tools.portable.portable` makes it, with outputs.
+    """
+    parts: list[str] = []
+    for cell in copy["cells"]:
+        if cell["id"] in LEFT_OUT:
+            continue
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        if UNREAD.isdisjoint(cell["metadata"].get("tags", [])):
+            parts.append(_fenced(source, "python"))
+        parts += [text for text in _outputs(cell) if text]
+    text = "\n\n".join(parts).replace(MARK, "")
+    return re.sub(r"\]\(([a-z0-9-]+)\.ipynb(?=[)#])", r"](\1.md", text) + "\n"
+
+
+def _written(path: Path) -> str:
+    """A page that is no notebook, with the list of references spelt out."""
+    text = path.read_text(encoding="utf-8")
+    if "```{bibliography}" not in text:
+        return text
+    listed = portable.references((path.parent / "references.bib").read_text(encoding="utf-8"))
+    return re.sub(r"```\{bibliography\}.*?```", lambda _: listed, text, flags=re.DOTALL)
+
+
+def _entries(toc: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    yield "The book", [toc["root"]]
+    for part in toc.get("parts") or [{"caption": "Chapters", "chapters": toc["chapters"]}]:
+        yield part["caption"], [chapter["file"] for chapter in part["chapters"]]
+
+
+def _about(text: str) -> tuple[str, str]:
+    """The title of a page in Markdown, and its first sentence."""
+    title = re.search(r"^# (.+)$", text, re.MULTILINE)
+    if not title:
+        raise SystemExit(f"A page has no title, so llms.txt cannot list it: {text[:80]!r}")
+    prose = re.search(r"^(?![#>|`<:\[(*-])\S.+?(?:\n\n|\Z)", text[title.end() :], re.MULTILINE | re.DOTALL)
+    first = re.split(r"(?<=[.?!])\s", " ".join(prose[0].split()))[0] if prose else ""
+    return title[1].strip(), re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", first)
+
+
+def write(site: Path, stage: Path) -> None:
+    """Lay the pages and ``llms.txt`` into a site that has its notebooks' copies.
+
+    Args:
+        site: the folder of the built site.
+        stage: the book as it was laid out for jupyter-book, with the pages that are made then.
+
+    Raises:
+        SystemExit: for a page without a title.
+    """
+    lines = [
+        "# Quantization with PyTorch, executed",
+        "",
+        "> Every number on these pages was computed when they were built.",
+    ]
+    for caption, names in _entries(yaml.safe_load((stage / "_toc.yml").read_text())):
+        lines += ["", f"## {caption}", ""]
+        for name in names:
+            copy = site / FOLDER / f"{Path(name).name}.ipynb"
+            text = page(json.loads(copy.read_text())) if copy.is_file() else _written(stage / f"{name}.md")
+            (site / f"{name}.md").write_text(text, encoding="utf-8")
+            title, first = _about(text)
+            lines.append(f"- [{title}]({name}.md)" + (f": {first}" if first else ""))
+    lines += ["", "## Data", ""]
+    for name, words in DATA.items():
+        if (site / name).is_file():
+            lines.append(f"- [{name}]({name}): {words}; its schema: {name.replace('.json', '.schema.json')}")
+    (site / "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
