@@ -19,7 +19,9 @@ Cell = dict[str, Any]
 TEMPLATE = ROOT / "book" / "template.ipynb"  # what a new chapter is copied from: no page, but held to the same rules
 NOTEBOOKS = [*notebooks(), TEMPLATE]
 MOST_LINES = 25  # of a cell that is read
-UNREAD = {"hide-input", "hide-cell", "remove-input", "remove-cell"}  # what the page folds away or leaves out
+FOLDED, LEFT_OUT = {"hide-input", "hide-cell"}, {"remove-input", "remove-cell"}  # tags of code that the page ...
+UNREAD = FOLDED | LEFT_OUT  # ... folds away, or does not have
+MOST_WORDS, MOST_CELLS, MOST_FOLDED = 2_000, 35, 0.2  # of a page: of Markdown, of code that is read, of lines of code
 # A number with a unit, or a factor: 3.6 MB, 12 ms, 98 %, 2.5 ×
 MEASURED = re.compile(r"(?<![\w`.])\d+(?:[.,]\d+)?\s?(?:MB|GB|kB|ms|s|µs|%|×|times|points|dB)(?![\w])")
 
@@ -79,6 +81,51 @@ def test_cells_that_are_read_are_short(path: Path) -> None:
     for cell in cells(path, "code"):
         if UNREAD.isdisjoint(cell["metadata"].get("tags", [])):
             assert len(cell["source"]) <= MOST_LINES, cell["id"]
+
+
+def tags(cell: Cell) -> set[str]:
+    return set(cell["metadata"].get("tags", []))
+
+
+def too_long(page: list[Cell]) -> list[str]:
+    """How a page goes past the rule of length; solutions are closed, and code that the page leaves out is no code."""
+    words = sum(len(source(cell).split()) for cell in page if cell["cell_type"] == "markdown")
+    code = [cell for cell in page if cell["cell_type"] == "code" and not tags(cell) & LEFT_OUT]
+    read = [cell for cell in code if not tags(cell) & {*FOLDED, "exercise-solution"}]
+    lines = {cell["id"]: len(source(cell).splitlines()) for cell in code}
+    folded, all_lines = sum(lines[cell["id"]] for cell in code if tags(cell) & FOLDED), sum(lines.values())
+    found = [f"{words} words"] if words > MOST_WORDS else []
+    found += [f"{len(read)} cells"] if len(read) > MOST_CELLS else []
+    over = folded > max(MOST_LINES, MOST_FOLDED * all_lines)  # so a page with little code may fold its setup cell
+    return found + ([f"{folded} of {all_lines} lines folded"] if over else [])
+
+
+@every_notebook
+def test_a_page_is_short(path: Path) -> None:
+    assert not too_long(json.loads(path.read_text())["cells"])
+
+
+def page_of(words: int, read: int, folded: int, left_out: int) -> list[Cell]:
+    """A page with so many words and cells of three lines."""
+    kinds = [["hide-input"]] * folded + [["remove-input"]] * left_out + [["exercise-solution"]] + [[]] * read
+    code = [
+        {"cell_type": "code", "id": str(i), "source": ["x\n", "y\n", "z"], "metadata": {"tags": kind}}
+        for i, kind in enumerate(kinds)
+    ]
+    return [{"cell_type": "markdown", "id": "text", "source": ["word\n"] * words, "metadata": {}}, *code]
+
+
+@pytest.mark.parametrize(
+    ("page", "fault"),
+    [
+        (page_of(2_001, 35, 8, 99), "2001 words"),
+        (page_of(2_000, 36, 8, 99), "36 cells"),
+        (page_of(2_000, 35, 10, 99), "30 of 138 lines folded"),
+    ],
+)
+def test_a_page_over_the_rule_of_length_is_found(page: list[Cell], fault: str) -> None:
+    assert too_long(page) == [fault]
+    assert not too_long(page_of(2_000, 35, 8, 99))
 
 
 def modules_of(tree: ast.AST) -> dict[str, Any]:
