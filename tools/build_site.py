@@ -20,7 +20,7 @@ from tools.run_notebooks import EXECUTED, RESULTS, all_stale, stamp_file
 
 STAGE = BUILD / "site"
 STAMP = BUILD / "site.sha256"
-EXTENSIONS = ["site_buttons", "site_access"]
+EXTENSIONS = ["site_buttons", "site_access", "site_frames"]
 
 
 def stage(
@@ -56,7 +56,7 @@ def stage(
 
 
 def extend(folder: Path) -> None:
-    """Add what only the published site has: buttons that lead to the copies, mended roles, the search."""
+    """Add what only the published site has: buttons that lead to the copies, mended roles, lighter sliders."""
     path = folder / "_config.yml"
     config = yaml.safe_load(path.read_text())
     config["sphinx"]["local_extensions"] = {name: str(Path(__file__).parent) for name in EXTENSIONS}

@@ -1,4 +1,4 @@
-"""Check a built site: complete, no traceback, every picture described, no other host asked.
+"""Check a built site: complete and light, no traceback, every picture described, no other host asked.
 
 python -m tools.check_site [FOLDER]
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
 
+from tools import site_frames
 from tools.common import ROOT, repository_url, toc_pages
 
 # Elements that make a browser fetch something, with the attribute that names it. Links to click are fine.
@@ -27,6 +28,7 @@ IN_STYLES = re.compile(r"(?:@import\s+|url\()\s*['\"]?(?:https?:)?//", re.IGNORE
 SCRIPT_URL = re.compile(r"['\"](?:https?:)?//[^'\"]+\.(?:m?js|css|json|wasm)\b", re.IGNORECASE)
 ROLE = re.compile(r"\{(?:glue:text|term|cite:[pt])\}")
 FILE_HASH = re.compile(r"[0-9a-f]{16,}")
+MOST_BYTES = 1_000_000  # of a page: its HTML and its own pictures
 SHORTEST_ALT = 15  # shorter alt texts name a thing, but do not say what it shows
 
 
@@ -47,7 +49,11 @@ def problems(site: Path, pages: list[Path]) -> list[str]:
             continue
         soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         found += [f"{page}: {problem}" for problem in [*_content(soup), *_figures(soup), *_requests(soup)]]
-        found += [f"{page}: {problem}" for problem in _buttons(soup, path)]
+        found += [f"{page}: {problem}" for problem in [*_buttons(soup, path), *_weight(soup, path)]]
+    for path in sorted((site / site_frames.FOLDER).glob("*.js")):
+        frames = "".join(site_frames.frames_of(path.read_text(encoding="utf-8")))
+        figure = BeautifulSoup(f"<figure>{frames}<figcaption>A slider.</figcaption></figure>", "html.parser")
+        found += [f"{path.relative_to(site)}: {problem}" for problem in _figures(figure)]
     for style in site.rglob("*.css"):
         if IN_STYLES.search(style.read_text(encoding="utf-8", errors="replace")):
             found.append(f"{style.relative_to(site)}: loads from another host")
@@ -81,6 +87,14 @@ def _figures(soup: BeautifulSoup) -> Iterator[str]:
         caption = figure.find("figcaption")
         if caption is None or not caption.get_text().strip():
             yield "a figure has no caption"
+
+
+def _weight(soup: BeautifulSoup, path: Path) -> Iterator[str]:
+    sources = {str(image.get("src")).split("?")[0] for image in soup.select("article img")}
+    pictures = [path.parent / source for source in sources if not source.startswith("data:")]
+    weight = path.stat().st_size + sum(picture.stat().st_size for picture in pictures if picture.is_file())
+    if weight > MOST_BYTES:
+        yield f"weighs {weight / 1e6:.2f} MB with its pictures, more than {MOST_BYTES / 1e6:.0f}"
 
 
 def _buttons(soup: BeautifulSoup, path: Path) -> Iterator[str]:
