@@ -59,7 +59,7 @@ def address(page_source: Any) -> str:
 
 
 @pytest.mark.parametrize("source", toc_pages(), ids=lambda path: path.stem)
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 320])
 def test_no_request_leaves_and_nothing_overflows(page: Any, source: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(address(source))
@@ -71,13 +71,28 @@ def test_no_request_leaves_and_nothing_overflows(page: Any, source: Any, width: 
     assert page.evaluate(overflow) <= 1
 
 
+MOST_PIXELS = 16_000  # a page's height at 1,280 pixels, everything closed
+
+
+@pytest.mark.parametrize("source", toc_pages(), ids=lambda path: path.stem)
+def test_a_page_is_not_too_high(page: Any, source: Any) -> None:
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto(address(source))
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.documentElement.scrollHeight") <= MOST_PIXELS
+
+
+ARRIVED = "it => [...it.querySelectorAll('[data-frame]')].every(frame => frame.innerHTML)"
+
+
 @pytest.mark.parametrize("source", toc_pages(), ids=lambda path: path.stem)
 def test_sliders_and_switches_move(page: Any, source: Any) -> None:
     page.goto(address(source))
     for slider in page.query_selector_all(".qb-slider"):
         seen = []
         handle = slider.query_selector("input")
-        handle.focus()
+        handle.focus()  # which brings the slider near, so that its later frames are read
+        page.wait_for_function(ARRIVED, arg=slider)
         for _ in range(int(handle.get_attribute("max")) + 1):
             visible = [one for one in slider.query_selector_all("[data-frame]") if one.is_visible()]
             assert len(visible) == 1
@@ -102,6 +117,108 @@ def test_widgets_show_their_first_frame_without_script(browser: Any) -> None:
             assert [frame.is_visible() for frame in frames] == [True] + [False] * (len(frames) - 1)
             assert not slider.query_selector("label").is_visible()
     context.close()
+
+
+def test_later_frames_follow_the_theme_and_are_asked_for_when_the_slider_is_near(page: Any) -> None:
+    page.set_viewport_size({"width": 1280, "height": 600})
+    page.goto(address(ROOT / "book" / "static-quantization.ipynb"))
+    slider = page.query_selector(".qb-slider")
+    assert not page.evaluate(ARRIVED, slider)
+    slider.query_selector("input").focus()
+    page.wait_for_function(ARRIVED, arg=slider)
+    slider.query_selector("input").press("End")
+    colors = {}
+    for theme in ("light", "dark"):
+        page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+        page.wait_for_timeout(300)
+        last = "it => getComputedStyle([...it.querySelectorAll('[data-frame] svg')].at(-1)).fill"
+        colors[theme] = [page.evaluate(last, slider), page.evaluate("getComputedStyle(document.body).color")]
+    assert colors["light"][0] != colors["dark"][0]
+    assert all(drawn == written for drawn, written in colors.values())
+
+
+CONTROLS = """() => {
+  const all = document.querySelectorAll("a[href], button, input, select, summary, [tabindex='0']");
+  const open = (it) => it.tabIndex >= 0 && !it.disabled && it.checkVisibility({visibilityProperty: true});
+  const reached = [...all].filter((it) => open(it) && (it.type !== "radio" || it.checked));
+  reached.forEach((it, i) => { it.dataset.control = i; });
+  return reached.length;
+}"""
+FOCUSED = """() => {
+  const it = document.activeElement, box = it.getBoundingClientRect();
+  const ring = [it, it.querySelector(":scope > rect")].filter(Boolean).map((one) => getComputedStyle(one)).some(
+    ({outlineStyle, outlineWidth, strokeWidth}) =>
+      outlineStyle === "solid" && parseFloat(outlineWidth) >= 3 || parseFloat(strokeWidth) >= 3);
+  let opacity = 1;
+  for (let one = it; one; one = one.parentElement) opacity *= getComputedStyle(one).opacity;
+  const across = box.width > 0 && box.right > 0 && box.left < innerWidth;
+  const down = box.height > 0 && box.bottom > 0 && box.top < innerHeight;
+  return {control: it.dataset.control, seen: ring && opacity > 0.5 && across && down, html: it.outerHTML.slice(0, 120)};
+}"""
+
+
+@pytest.mark.parametrize("source", toc_pages(), ids=lambda path: path.stem)
+def test_the_keyboard_reaches_every_control_and_shows_where_it_is(page: Any, source: Any) -> None:
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.emulate_media(reduced_motion="reduce")
+    page.goto(address(source))
+    expected = page.evaluate(CONTROLS)
+    reached, unseen = set(), []
+    for _ in range(3 * expected + 20):  # a browser adds stops of its own, such as boxes that scroll
+        page.keyboard.press("Tab")
+        focused = page.evaluate(FOCUSED)
+        if focused["control"] in reached:
+            break
+        if focused["control"] is not None:
+            reached.add(focused["control"])
+            unseen += [] if focused["seen"] else [focused["html"]]
+    assert unseen == []
+    assert len(reached) == expected
+
+
+@pytest.mark.parametrize("source", toc_pages(), ids=lambda path: path.stem)
+def test_nothing_moves_for_readers_who_asked_for_that(page: Any, source: Any) -> None:
+    page.emulate_media(reduced_motion="reduce")
+    page.goto(address(source))
+    moving = """[...document.querySelectorAll("*")].filter((it) => {
+      const {transitionDuration, animationDuration, scrollBehavior} = getComputedStyle(it);
+      const longest = Math.max(parseFloat(transitionDuration), parseFloat(animationDuration));
+      return longest > 0.001 || scrollBehavior === "smooth";
+    }).map((it) => it.outerHTML.slice(0, 100))"""
+    assert page.evaluate(moving) == []
+
+
+@pytest.mark.parametrize("source", toc_pages(), ids=lambda path: path.stem)
+def test_on_paper_there_is_the_article_alone_with_first_frames(page: Any, source: Any) -> None:
+    page.goto(address(source))
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_timeout(300)
+    assert page.locator("h1").first.is_visible()
+    gone = (
+        ".bd-sidebar, input[type=search], .qb-filter, .prev-next-footer, button, input[type=range], input[type=radio]"
+    )
+    assert [
+        one.evaluate("it => it.outerHTML.slice(0, 100)") for one in page.locator(gone).all() if one.is_visible()
+    ] == []
+    assert page.locator("article details[open]").count() == 0
+    assert not any(one.is_visible() for one in page.locator(".cell.tag_hide-input .cell_input").all())
+    for slider in page.query_selector_all(".qb-slider"):
+        frames = slider.query_selector_all("[data-frame]")
+        assert [frame.is_visible() for frame in frames] == [True] + [False] * (len(frames) - 1)
+    for switch in page.query_selector_all(".qb-switcher"):
+        panels = switch.query_selector_all(".qb-panel")
+        assert [panel.is_visible() for panel in panels] == [True] + [False] * (len(panels) - 1)
+    pale = """[...document.querySelectorAll("article :is(p, a, li, td, th, h1, h2, h3, pre)")].filter((it) => {
+      const channels = getComputedStyle(it).color.match(/[\\d.]+/g).map(Number);
+      return it.checkVisibility() && Math.max(...channels.slice(0, 3)) > 170;
+    }).map((it) => it.outerHTML.slice(0, 100))"""
+    assert page.evaluate(pale) == []
+    links = page.locator("article p a.external")
+    if links.count():
+        address_of = "it => getComputedStyle(it, '::after').content"
+        assert links.first.get_attribute("href") in links.first.evaluate(address_of)
 
 
 def test_the_book_has_widgets_for_these_tests(page: Any) -> None:
