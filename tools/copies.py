@@ -24,6 +24,7 @@ from tools.run_notebooks import EXECUTED
 FOLDER = "notebooks"  # below the site; on the branch of that name the cleared ones lie, for Colab
 FIRST_CELL = Path(__file__).with_name("first_cell.py")
 PACKED = ("pyproject.toml", "LICENSE", "README.md")  # what the wheel has beside the package
+SCRIPTS = ROOT / "book" / "scripts"  # a chapter's copy runs its workflow's script, too
 EPOCH = "315532800"  # 1980, the first year that a zip file knows: the same sources give the same wheel
 
 
@@ -34,6 +35,7 @@ def build_wheel(folder: Path) -> Path:
         source = Path(clean) / "source"
         left_out = shutil.ignore_patterns("__pycache__", "*.part", "qhelpers-results", "checked")
         shutil.copytree(ROOT / "qhelpers", source / "qhelpers", ignore=left_out)
+        shutil.copytree(SCRIPTS, source / "qhelpers" / "book" / "scripts", ignore=left_out)
         for name in PACKED:
             shutil.copy(ROOT / name, source)
         command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]

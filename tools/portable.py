@@ -125,6 +125,10 @@ class _Page:
             ).replace("> \n", ">\n"),
             "include": lambda: self.text((self.book.folder / argument).read_text(encoding="utf-8")),
             "code-block": lambda: f"```{argument}\n{text}\n```",
+            "literalinclude": lambda: self._file(argument),
+            "dropdown": lambda: (
+                f"<details>\n<summary>{html.escape(argument)}</summary>\n\n{self.text(text)}\n\n</details>"
+            ),
             "exercise-start": lambda: f"**Exercise: {self.inline(argument)}**\n",
             "exercise-end": lambda: "",
             "solution-start": lambda: SOLUTION,
@@ -133,6 +137,11 @@ class _Page:
         if directive["name"] not in forms:
             raise PortableError(f"{self.name}: no plain form is known for the directive {directive['name']}.")
         return forms[directive["name"]]()
+
+    def _file(self, name: str) -> str:
+        path = self.book.folder / name
+        language = {".py": "python"}.get(path.suffix, "")
+        return f"```{language}\n{path.read_text(encoding='utf-8').rstrip()}\n```"
 
     def inline(self, text: str) -> str:
         """Text without fences: roles, links and labels."""
@@ -156,6 +165,8 @@ class _Page:
             words, _, term = content.rstrip(">").partition(" <")
             anchor = "term-" + re.sub(r"[^\w]+", "-", self.book.written(term or words))
             return f"[{words}]({self.book.site}book/glossary.html#{anchor})" if self.book.site else words
+        if name == "download":  # the file is shown beside it
+            return f"`{content.partition(' <')[0]}`"
         if name in ("cite:p", "cite:t"):
             keys = [key.strip() for key in content.split(",")]
             self.cited += [key for key in keys if key not in self.cited]

@@ -63,6 +63,8 @@ def inputs_hash(notebook: Path, known: dict[str, bool] | None = None) -> str:
 def project_hash(notebook: Path, known: dict[str, bool] | None = None) -> str:
     """The part of the inputs that belongs to the project and its environment."""
     paths = [notebook, ROOT / "requirements.txt", *reached_files(notebook, ROOT)]
+    text = notebook.read_text(encoding="utf-8")
+    paths += [path for path in (ROOT / "book" / "scripts").glob("*.py") if f"scripts/{path.name}" in text]
     for folder in results_to_gather(notebook, known):
         paths += files_below(folder)
     versions = [importlib.metadata.version(name) for name in ("torch", "torchvision")]

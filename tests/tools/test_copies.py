@@ -43,6 +43,8 @@ def code_cells(notebook: dict[str, Any], tag: str) -> list[str]:
 def small(tmp_path: Path) -> portable.Book:
     """A book of two pages that is not published."""
     (tmp_path / "status.md").write_text("```{admonition} State\nA {term}`scale`.\n```")
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "a.py").write_text("x = {1: `2`}\n")
     papers = "@misc{a, author={Jacob, B. and Kligys, S. and Chen, B.}, title={T}, year={2018}, eprint={1712.05877}}"
     papers += "@misc{b, author={Migacz, Szymon}, title={U}, year={2017}}"
     titles, labels = {"one": "The one", "two": "The two"}, {"here": ("one", "What `x` is"), "there": ("two", "Far")}
@@ -138,6 +140,12 @@ def test_an_unsolved_exercise_is_told_and_stops_nothing(capsys: pytest.CaptureFi
         ("(here)=\n## What `x` is", '<a id="What-x-is"></a>\n\n## What `x` is'),
         ("```{admonition} Do\n:class: note\nTake {glue:text}`mb`.\n\n- a\n```", "> **Do**\n>\n> Take 3.6†.\n>\n> - a"),
         ("```{include} status.md\n```\nx", "> **State**\n>\n> A scale.\nx"),
+        ("{download}`a.py <scripts/a.py>` needs torch", "`a.py` needs torch"),
+        ("```{literalinclude} scripts/a.py\n:language: python\n```", "```python\nx = {1: `2`}\n```"),
+        (
+            "````{dropdown} a.py\n```{literalinclude} scripts/a.py\n```\n````\nx",
+            "<details>\n<summary>a.py</summary>\n\n```python\nx = {1: `2`}\n```\n\n</details>\nx",
+        ),
         (":::{code-block} kotlin\nval x = 1\n:::", "```kotlin\nval x = 1\n```"),
         ("`{glue:text}` and ```{term}`x` ``` stay", "`{glue:text}` and ```{term}`x` ``` stay"),
     ],
