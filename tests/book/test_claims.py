@@ -23,7 +23,8 @@ def test_settled_claims_are_recorded_and_those_that_teach_are_shown(
     for name in ("R1", "R10"):
         claims.settle(name, measured="14.26 and <3.63> MB with `torch.save`", verdict="holds")
         assert json.loads((fresh_results / f"claim-{name}.json").read_text())["verdict"] == "holds"
-    assert len(shown) == 1 and "R1 ·" in shown[0]
+    assert len(shown) == 1
+    assert "R1 ·" in shown[0]
     assert "&lt;3.63&gt; MB with <code>torch.save</code>" in shown[0]
 
 

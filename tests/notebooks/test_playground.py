@@ -268,7 +268,7 @@ def test_the_link_to_the_settings_is_copied_or_shown(allowed: bool, tab: Any, si
     opened(tab, site, "#w=3")
     tab.evaluate(
         """allowed => Object.defineProperty(navigator, "clipboard", {value: {
-          writeText: text => (window.copiedText = text, allowed ? Promise.resolve() : Promise.reject(new Error("no")))}})""",
+          writeText: text=>(window.copiedText=text, allowed ? Promise.resolve() : Promise.reject(Error("no")))}})""",
         allowed,
     )
     tab.click("#pg-copy")
