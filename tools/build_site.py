@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tools import copies, site_search
+from tools import copies, moved, site_search
 from tools.check_site import problems
 from tools.common import BUILD, ROOT, SITE, commit, files_below, hash_files, notebooks, require_writable, toc_pages
 from tools.run_notebooks import EXECUTED, RESULTS, all_stale, stamp_file
@@ -137,6 +137,7 @@ def main() -> None:
         new = build()
         copies.write(new)
         site_search.write(new)
+        moved.write(new, moved.mapping(ROOT))
         check(new)
         (new / "commit.txt").write_text(origins())
         results.write(new, RESULTS)

@@ -3,9 +3,11 @@
 python -m tools.check_site [FOLDER]
 """
 
+import json
 import re
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bs4 import BeautifulSoup, Tag
@@ -29,6 +31,8 @@ SCRIPT_URL = re.compile(r"['\"](?:https?:)?//[^'\"]+\.(?:m?js|css|json|wasm)\b",
 ROLE = re.compile(r"\{(?:glue:text|term|cite:[pt])\}")
 FILE_HASH = re.compile(r"[0-9a-f]{16,}")
 MOST_BYTES = 1_000_000  # of a page: its HTML and its own pictures
+VERDICTS = Path("book") / "verdicts.ipynb"  # where each verdict is shown, and at most once elsewhere
+STATEMENTS = ROOT / "qhelpers" / "book" / "claims.json"
 SHORTEST_ALT = 15  # shorter alt texts name a thing, but do not say what it shows
 
 
@@ -39,7 +43,7 @@ def problems(site: Path, pages: list[Path]) -> list[str]:
         site: the folder of the built site.
         pages: the book's source files relative to the project.
     """
-    found = []
+    found, shown = [], {}
     if not (site / "index.html").is_file():
         found.append("index.html is missing")
     for page in pages:
@@ -50,14 +54,32 @@ def problems(site: Path, pages: list[Path]) -> list[str]:
         soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
         found += [f"{page}: {problem}" for problem in [*_content(soup), *_figures(soup), *_requests(soup)]]
         found += [f"{page}: {problem}" for problem in [*_buttons(soup, path), *_weight(soup, path)]]
+        shown[page] = [box.get_text().split("·")[0].strip() for box in soup.select(".qb-claim .qb-verdict")]
     for path in sorted((site / site_frames.FOLDER).glob("*.js")):
         frames = "".join(site_frames.frames_of(path.read_text(encoding="utf-8")))
         figure = BeautifulSoup(f"<figure>{frames}<figcaption>A slider.</figcaption></figure>", "html.parser")
         found += [f"{path.relative_to(site)}: {problem}" for problem in _figures(figure)]
+    if VERDICTS in shown:
+        found += _verdicts(shown)
     for style in site.rglob("*.css"):
         if IN_STYLES.search(style.read_text(encoding="utf-8", errors="replace")):
             found.append(f"{style.relative_to(site)}: loads from another host")
     return found
+
+
+def _verdicts(shown: Mapping[Path, list[str]]) -> Iterator[str]:
+    """Verdicts that are missing, or that a reader meets too often.
+
+    Args:
+        shown: the ids of the boxes of each page.
+    """
+    gathered = Counter(shown[VERDICTS])
+    for name in json.loads(STATEMENTS.read_text(encoding="utf-8")):
+        if gathered[name] != 1:
+            yield f"{VERDICTS}: shows the verdict on {name} {gathered[name]} times, not once"
+        chapters = [page for page, names in shown.items() if page != VERDICTS for one in names if one == name]
+        if len(chapters) > 1:
+            yield f"the verdict on {name} is shown twice outside {VERDICTS.name}: {', '.join(map(str, chapters))}"
 
 
 def _content(soup: BeautifulSoup) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 Boxes of task lists, which only decorate, are passed over; a table's empty corner is no header; the list of references
 has roles that are allowed. The search page gets Pagefind's results (see tools/site_search.py),
-that of symptoms a filter.
+those of symptoms and of verdicts a filter.
 """
 
 import re
@@ -12,7 +12,7 @@ BOX = re.compile(r'<input class="task-list-item-checkbox"')
 CORNER = re.compile(r"<th( [^>]*)?>\s*</th>")
 LIST = re.compile(r'<div role="list" class="citation-list">')
 ITEM = re.compile(r' role="doc-biblioentry"')
-SCRIPTS = {"search": "search.js", "book/symptoms": "symptoms.js"}  # by page
+SCRIPTS = {"search": "search.js", "book/symptoms": "symptoms.js", "book/verdicts": "verdicts.js"}  # by page
 
 
 def mended(body: str) -> str:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -475,6 +476,36 @@ def test_missing_pages_and_style_sheets_of_others_are_found(tmp_path: Path) -> N
     (tmp_path / "x.css").write_text("body { background: url(https://cdn.example/x.png) }")
     found = check_site.problems(tmp_path, [Path("gone.md")])
     assert len(found) == 3
+
+
+def verdicts_site(folder: Path, extra: str = "", elsewhere: Sequence[str] = ()) -> list[str]:
+    names = json.loads(check_site.STATEMENTS.read_text())
+    box = '<div class="qb-claim"><p><span class="qb-verdict">{} · holds</span></p></div>'
+    (folder / "book").mkdir()
+    gathered = "".join(map(box.format, names)) + extra
+    texts = {"verdicts": gathered} | {f"chapter-{i}": box.format(name) for i, name in enumerate(elsewhere)}
+    for name, text in texts.items():
+        (folder / "book" / f"{name}.html").write_text(f"<article><h1>T</h1>{text}</article>")
+    (folder / "index.html").write_text("x")
+    return check_site.problems(folder, [Path(f"book/{name}.ipynb") for name in texts])
+
+
+def test_a_verdict_is_shown_once_on_the_page_of_verdicts_and_may_be_shown_in_one_chapter(tmp_path: Path) -> None:
+    assert verdicts_site(tmp_path, elsewhere=["R1", "R4"]) == []
+
+
+def test_a_verdict_shown_twice_is_found(tmp_path: Path) -> None:
+    (problem,) = verdicts_site(tmp_path, elsewhere=["R1", "R1"])
+    assert problem == (
+        "the verdict on R1 is shown twice outside verdicts.ipynb: book/chapter-0.ipynb, book/chapter-1.ipynb"
+    )
+
+
+def test_a_verdict_shown_twice_or_never_on_the_page_of_verdicts_is_found(tmp_path: Path) -> None:
+    extra = '<div class="qb-claim"><span class="qb-verdict">V3 · holds</span></div>'
+    assert verdicts_site(tmp_path, extra) == ["book/verdicts.ipynb: shows the verdict on V3 2 times, not once"]
+    (tmp_path / "book" / "verdicts.html").write_text("<article><h1>T</h1></article>")
+    assert len(check_site.problems(tmp_path, [check_site.VERDICTS])) == 57
 
 
 # --- the commands ------------------------------------------------------------------------------------
