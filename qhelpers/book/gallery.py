@@ -26,8 +26,8 @@ class GalleryError(ValueError):
 class Thread:
     """A public thread about an entry.
 
-    ``people`` counts those who say there that they have it, in the part of the thread that was read, its author among
-    them: a lower bound.
+    ``people`` counts those who say there that they have it, in the part of the thread that was read: a lower bound. The
+    author of a report is one of them; the author of a fix is not.
     """
 
     url: str
@@ -62,7 +62,7 @@ class Record:
         if not self.threads:
             raise GalleryError(f"Entry {self.number} has no thread.")
         for thread in self.threads:
-            if not re.fullmatch(r"https://[\w.-]+/\S+", thread.url) or thread.people < 1:
+            if not re.fullmatch(r"https://[\w.-]+/\S+", thread.url) or thread.people < 0:
                 raise GalleryError(f"Entry {self.number} has a thread that cannot be: {thread}.")
         if self.kind not in KINDS:
             raise GalleryError(f"Entry {self.number} is of the kind {self.kind!r}; choose one of {', '.join(KINDS)}.")
@@ -220,13 +220,14 @@ def table(rows: Mapping[int, Mapping[str, str]]) -> str:
 def _row(record: Record, row: Mapping[str, str] | None) -> str:
     message, here = (row["message"], row["here"]) if row else (record.message, "this page has not run")
     tag = "i" if record.kind == "silent" else "code"
-    people = f"{record.people} {'person' if record.people == 1 else 'people'}"
+    people = f"by at least {record.people} {'person' if record.people == 1 else 'people'}"
+    people = people if record.people else "by authors of fixes"
     link = f'<a href="{record.page}.html#gallery-{record.number}">{chapter.as_html(record.question)}</a>'
     plain = 'style="border-bottom: 0; font-weight: normal"'
     return (
         f'<tr id="gallery-{record.number}" style="border-top: 2px solid var(--pst-color-border)">'
         f'<th scope="row" {plain}>{record.number}. {link}</th>'
         f"<td {plain}><b>{record.type}</b><br><{tag}>{html.escape(message)}</{tag}><br>"
-        f"<small>reported: {chapter.as_html(record.reported)}; by {people} at least; here: {here}</small></td>"
+        f"<small>reported: {chapter.as_html(record.reported)}, {people}; here: {here}</small></td>"
         f"<td {plain}>{chapter.as_html(record.do)}</td></tr>"
     )

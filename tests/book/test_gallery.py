@@ -24,6 +24,7 @@ GOOD: dict[str, Any] = {
     "threads": [{"url": "https://github.com/pytorch/pytorch/issues/1", "people": 2}],
     "reported": "2020",
 }
+PUBLISHED = json.loads((ROOT / "qhelpers" / "book" / "gallery.json").read_text())
 MOST_ENTRIES, MOST_VISIBLE = 16, 35  # of a page
 UNSEEN = {"hide-input", "hide-cell", "remove-input", "remove-cell", "setup", "exercise-solution"}
 
@@ -45,7 +46,7 @@ def test_there_are_at_least_forty_records_each_with_its_number() -> None:
     [
         ({"threads": []}, "Entry 1 has no thread"),
         ({"threads": [{"url": "pytorch 1", "people": 1}]}, "a thread that cannot be"),
-        ({"threads": [{"url": "https://github.com/a/b/issues/1", "people": 0}]}, "a thread that cannot be"),
+        ({"threads": [{"url": "https://github.com/a/b/issues/1", "people": -1}]}, "a thread that cannot be"),
         ({"cure": " "}, "Entry 1 has no cure"),
         ({"cure": "a = 1\n" * 4}, "a cure of 4 lines"),
         ({"cure": "from qhelpers import guards"}, "needs this book's helpers"),
@@ -72,6 +73,16 @@ def test_a_record_without_a_field_or_with_a_doubled_number_is_refused() -> None:
 def test_people_are_those_of_all_threads() -> None:
     threads = [{"url": f"https://github.com/pytorch/pytorch/issues/{i}", "people": i} for i in (1, 2)]
     assert gallery.checked([GOOD | {"threads": threads}])[1].people == 3
+
+
+def test_authors_of_fixes_are_not_counted_as_people_who_have_the_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = {"url": "https://github.com/microsoft/Olive/pull/1597", "people": 0}
+    found = gallery.checked([GOOD | {"threads": [thread]}])
+    monkeypatch.setattr(gallery, "records", lambda: found)
+    assert found[1].people == 0
+    assert "2020, by authors of fixes" in gallery.table({})
+    counted = {one.url: one.people for record in gallery.checked(PUBLISHED).values() for one in record.threads}
+    assert counted["https://github.com/pytorch/ao/issues/2919"] == counted[thread["url"]] == 0
 
 
 def test_what_is_raised_as_the_record_says_leaves_a_row(one_record: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +136,7 @@ def test_each_row_of_the_table_has_its_old_address_and_leads_to_its_entry(one_re
     assert '<tr id="gallery-1"' in shown
     assert 'href="gallery-run.html#gallery-1"' in shown
     assert "it is &lt;too small&gt;" in shown
-    assert "by 2 people at least" in shown
+    assert "2020, by at least 2 people" in shown
     assert "this page has not run" in gallery.table({})
 
 

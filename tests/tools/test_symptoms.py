@@ -52,6 +52,14 @@ def rows() -> list[symptoms.Symptom]:
     return symptoms.index(ROOT)
 
 
+def test_from_page_one_each_entry_of_the_gallery_is_two_clicks_away() -> None:
+    (first,) = [json.loads(path.read_text()) for path in common.toc_pages()[:1]]
+    prose = "\n".join("".join(cell["source"]) for cell in first["cells"])
+    assert "(symptoms.md)" in prose
+    linked = {place.target for row in rows() for place in row.places}
+    assert {f"#gallery-{number}" for number in gallery.records()} <= linked
+
+
 def test_each_row_of_each_chapter_is_in_the_index() -> None:
     made = list(symptoms.of_chapters([symptoms.Page(path) for path in common.notebooks()]))
     assert len(made) > 190

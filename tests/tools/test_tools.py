@@ -24,6 +24,7 @@ from tools import (
     common,
     copies,
     imports,
+    readme,
     remeasure,
     run_notebooks,
 )
@@ -664,6 +665,13 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert len(links) > 5
     assert [link for link in links if not (common.ROOT / link).exists()] == []
+
+
+def test_the_readme_lists_the_chapters_of_the_contents() -> None:
+    text = (common.ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.renewed(text) == text, "run python -m tools.readme"
+    links = re.findall(r"\]\((book/[^)]+)\)", text.partition("<!-- chapters")[2].partition("<!-- end")[0])
+    assert links == [path.relative_to(common.ROOT).as_posix() for path in common.toc_pages()[1:]]
 
 
 def two_runs(tmp_path: Path, second: dict[str, object]) -> tuple[Path, Path]:
