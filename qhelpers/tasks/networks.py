@@ -3,10 +3,11 @@
 The files hold float16, to be half as large; the networks compute in float32.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.backends.mkldnn import flags as onednn
 
 from qhelpers.tasks import checkpoints, digits, manual_text
 
@@ -30,6 +31,38 @@ class CharLSTM(nn.Module):
     def forward(self, codes: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         outputs, state = self.lstm(self.embedding(codes), state)
         return self.head(outputs), state
+
+
+class WithoutOneDNN(nn.Module):
+    """The same network with oneDNN switched off while it runs: PyTorch's own kernels compute its LSTM."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, codes: Tensor) -> Any:
+        with onednn(enabled=False):
+            return self.net(codes)
+
+
+class CellLoop(nn.Module):
+    """The same language model with a loop over the steps, each an ``nn.LSTMCell`` with the weights of its LSTM."""
+
+    def __init__(self, net: CharLSTM) -> None:
+        super().__init__()
+        self.embedding, self.head = net.embedding, net.head
+        self.cell = nn.LSTMCell(net.lstm.input_size, net.lstm.hidden_size)
+        weights = net.lstm.state_dict()
+        self.cell.load_state_dict({name.removesuffix("_l0"): weights[name] for name in weights})
+
+    def forward(self, codes: Tensor) -> tuple[Tensor, State]:
+        start = torch.zeros(len(codes), self.cell.hidden_size)
+        state: State = (start, start)
+        outputs = []
+        for letter in self.embedding(codes).unbind(1):
+            state = self.cell(letter, state)
+            outputs.append(state[0])
+        return self.head(torch.stack(outputs, 1)), state
 
 
 def load_language_model() -> CharLSTM:

@@ -26,3 +26,13 @@ def test_the_network_of_the_playground_is_small_and_reads_the_digits() -> None:
     assert right == pytest.approx(984, abs=2), "of 1,000; the last bits depend on the machine"
     assert sum(parameter.numel() for parameter in model.parameters()) <= 30_000
     assert sum(products.values()) <= 1_000_000
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # a switch that `flags` sets, too
+def test_other_ways_to_compute_the_lstm_give_the_same_logits() -> None:
+    codes = torch.arange(6).view(2, 3)
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        net = networks.CharLSTM(16).eval()
+        others = [networks.WithoutOneDNN(net).eval(), networks.CellLoop(net).eval()]
+        for other in others:
+            assert torch.allclose(other(codes)[0], net(codes)[0], atol=1e-5)
