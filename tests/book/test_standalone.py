@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qhelpers.book import script
+from qhelpers.book import standalone
 
 PRINTED = """
 import os, sys
@@ -19,24 +19,24 @@ assert os.listdir() == [] and os.environ["OMP_NUM_THREADS"] == "1"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(script, "FOLDERS", (tmp_path,))
+    monkeypatch.setattr(standalone, "FOLDERS", (tmp_path,))
     return tmp_path
 
 
 def test_what_a_script_prints_is_printed_and_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "small.py").write_text(PRINTED)
-    found = script.run("small")
+    found = standalone.run("small")
     assert found == {"smaller": 4.0, "sqnr_db": 33.1, "before_db": 20.1, "after_db": 40.1}
     assert capsys.readouterr().out.splitlines()[0].startswith("size")
 
 
 def test_a_script_that_fails_is_told_with_its_error(folder: Path) -> None:
     (folder / "broken.py").write_text("raise ValueError('no model')")
-    with pytest.raises(script.ScriptError, match=r"broken\.py failed: ValueError: no model"):
-        script.run("broken")
+    with pytest.raises(standalone.ScriptError, match=r"broken\.py failed: ValueError: no model"):
+        standalone.run("broken")
 
 
 def test_no_script_downloads(folder: Path) -> None:
     (folder / "greedy.py").write_text("import urllib.request\nurllib.request.urlopen('https://download.pytorch.org')")
-    with pytest.raises(script.ScriptError, match="refused"):
-        script.run("greedy")
+    with pytest.raises(standalone.ScriptError, match="refused"):
+        standalone.run("greedy")

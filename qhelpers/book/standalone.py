@@ -42,7 +42,7 @@ def run(name: str) -> dict[str, float]:
     >>> run("static.py")
     Traceback (most recent call last):
         ...
-    qhelpers.book.script.ScriptError: There is no script static.py; choose one of: diagnose, dynamic, mobile, \
+    qhelpers.book.standalone.ScriptError: There is no script static.py; choose one of: diagnose, dynamic, mobile, \
 onnx_runtime, pretrained, pt2e, qat, static.
     """
     scripts = {path.stem: path for folder in FOLDERS for path in sorted(folder.glob("*.py"))}
