@@ -419,6 +419,41 @@ def test_without_script_the_index_of_symptoms_opens(browser: Any) -> None:
     context.close()
 
 
+VERDICTS = ROOT / "book" / "verdicts.ipynb"
+
+
+def test_verdicts_are_filtered_by_the_keyboard(page: Any) -> None:
+    page.goto(address(VERDICTS))
+    boxes = page.query_selector_all(".qb-claim")
+    assert len(boxes) == 57
+    assert all(box.is_visible() for box in boxes)
+    page.focus(".qb-filter input[name=verdict]")
+    page.keyboard.press("ArrowDown")
+    visible = [box.text_content() for box in boxes if box.is_visible()]
+    assert 0 < len(visible) < 57
+    assert all("· does not hold" in text for text in visible)
+    assert page.text_content(".qb-filter [role=status]") == f"{len(visible)} of 57 statements"
+    page.focus(".qb-filter input[name=document]")
+    page.keyboard.press("ArrowDown")
+    assert all(text.startswith("R") for text in (box.text_content() for box in boxes if box.is_visible()))
+    page.keyboard.press("ArrowDown")
+    assert all(text.startswith("V") for text in (box.text_content() for box in boxes if box.is_visible()))
+
+
+def test_without_script_all_verdicts_are_shown(browser: Any) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(address(VERDICTS))
+    assert tab.query_selector(".qb-filter") is None
+    assert all(box.is_visible() for box in tab.query_selector_all(".qb-claim"))
+    context.close()
+
+
+def test_a_section_that_has_moved_is_followed(page: Any) -> None:
+    page.goto(address(ROOT / "book" / "intro.ipynb") + "#three-promises-checked-against-the-table")
+    page.wait_for_url("**/all-models.html#three-promises-checked-against-the-table")
+
+
 def test_on_a_phone_a_row_of_the_index_is_a_block(page: Any) -> None:
     page.set_viewport_size({"width": 320, "height": 900})
     page.goto(address(SYMPTOMS))
