@@ -187,12 +187,7 @@ def test_names_in_prose_exist(path: Path) -> None:
     modules = modules_of(ast.parse(code_of(path)))
     prose = "\n".join(source(cell) for cell in cells(path, "markdown"))
     before_the_move = "models|data|nets|text|reports|compare|plots|training|export|sheet_checks|onepager|choose|page"
-<<<<<<< HEAD
-    named = re.findall(rf"`({'|'.join([*modules, before_the_move])})\.(\w+)", prose)
-    named = [(module, name) for module, name in named if name != "py"]  # a file
-=======
     named = re.findall(rf"`({'|'.join([*modules, before_the_move])})\.(?!py\b)(\w+)", prose)
->>>>>>> dd2cd3b (A dropdown's title that looks like a host is no link: the script has another title)
     assert not [f"{module}.{name}" for module, name in named if not hasattr(modules.get(module), name)]
 
 
