@@ -22,7 +22,7 @@ from tools.common import ROOT
         ("It is good for nothing.", "useless"),
         ("a type that the model has not", "lacks"),
         ("Many pages advise to switch that off.", "advise …ing"),
-        ("It is very, very fast.", "weasel_words.very"),
+        ("It is very, very fast.", "say how much"),
         ("the the scale", "lexical_illusions"),
     ],
 )
