@@ -54,9 +54,16 @@ def test_the_wheel_has_every_module_and_data_file_and_nothing_else(wheel: Path) 
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     source = [path for path in (ROOT / "qhelpers").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert packed == {str(path.relative_to(ROOT)) for path in source}
+    scripts = {f"qhelpers/book/scripts/{path.name}" for path in copies.SCRIPTS.glob("*.py")}
+    assert packed == {str(path.relative_to(ROOT)) for path in source} | scripts
     assert any(name.startswith("qhelpers/book/results/") for name in packed)
     assert any(name.startswith("qhelpers/tasks/weights/") for name in packed)
+
+
+def test_outside_a_checkout_the_scripts_of_the_wheel_are_run(python: Path, tmp_path: Path) -> None:
+    done = outside(python, tmp_path, "-c", "from qhelpers.book import standalone; print(standalone.run('diagnose'))")
+    assert done.returncode == 0, done.stderr
+    assert "after_db" in done.stdout
 
 
 def test_the_wheel_declares_what_it_needs(wheel: Path) -> None:

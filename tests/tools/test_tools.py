@@ -312,6 +312,19 @@ def test_a_gathering_notebook_runs_last_and_depends_on_results(gathering_book: P
     assert run_notebooks.inputs_hash(gathering) != before
 
 
+def test_a_page_is_run_again_when_a_script_that_it_shows_changes(small_book: Path) -> None:
+    page = small_book / "book" / "one.ipynb"
+    page.write_text(notebook('print("scripts/shown.py")'))
+    (small_book / "book" / "scripts").mkdir()
+    shown, other = (small_book / "book" / "scripts" / name for name in ("shown.py", "other.py"))
+    shown.write_text("x = 1")
+    before = run_notebooks.inputs_hash(page)
+    other.write_text("x = 1")
+    assert run_notebooks.inputs_hash(page) == before
+    shown.write_text("x = 2")
+    assert run_notebooks.inputs_hash(page) != before
+
+
 def test_a_gathering_notebook_is_handed_the_chapters_that_are_current(gathering_book: Path) -> None:
     def gathered() -> str:
         executed = json.loads((run_notebooks.EXECUTED / "all.ipynb").read_text())
