@@ -1,4 +1,4 @@
-"""Helpers of the book: what a reader takes home lies here, what the book itself needs in the rooms behind it.
+"""Helpers of the book: those that a reader can reuse are here, those that only the book needs in the rooms below.
 
 Import by module, so that a reader sees which file a name comes from::
 

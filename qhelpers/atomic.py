@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: beside the older one first, then renamed into its place."""
+"""Files written whole or not at all: first beside the older file, then renamed into its place."""
 
 import os
 import shutil
@@ -14,13 +14,13 @@ class WriteError(OSError):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path to write to; what is there when the block ends without an error takes the place of ``path``.
+    """Give a path to write to; what is there when the block ends without an error replaces ``path``.
 
     The part has the name of the file, because archives keep it. Missing folders are made, an older file's permissions
     are kept, and a link is followed. What the block itself raises is passed on.
 
     Raises:
-        WriteError: if the folder cannot be made or takes no files, or something else than a file stands in its place.
+        WriteError: if the folder cannot be made or takes no files, or something other than a file is in its place.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with replacing(Path(folder) / "new" / "a.txt") as part:

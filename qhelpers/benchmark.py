@@ -1,6 +1,6 @@
-"""Honest latency: random order, blocks of calls, the baseline twice, and fresh processes for what is to be said aloud.
+"""Honest latency: random order, blocks of calls, the baseline twice, and fresh processes for headline ratios.
 
-A time alone says little: the machine slows down, caches are warm or not, a process has its own luck with memory.
+A single time says little: machines slow down, caches are warm or cold, each process has its own luck with memory.
 """
 
 import copy
@@ -37,7 +37,7 @@ COPIES_DIFFER = 3.0  # percent that copies of one model differ by on a quiet mac
 
 
 class BenchmarkError(RuntimeError):
-    """A candidate is unknown, fails, does another job than the others, or changes what they run under."""
+    """A candidate is unknown, fails, does a different job from the others, or changes what they run under."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class Ratio:
 
     @property
     def standing(self) -> str:
-        """What may be said aloud: ``faster``, ``slower`` or ``neither faster nor slower``.
+        """What may be claimed: ``faster``, ``slower`` or ``neither faster nor slower``.
 
-        The interval has to leave out 1, and the value to differ from 1 by more than copies of one model do.
+        The interval must exclude 1, and the value must differ from 1 by more than copies of one model do.
 
         >>> Ratio(1.1, 1.05, 1.2, "", noise=2).standing, Ratio(1.1, 1.05, 1.2, "", noise=12).standing
         ('faster', 'neither faster nor slower')
@@ -77,7 +77,7 @@ class Times:
     """What one process has measured: for each candidate the seconds of a call, round by round.
 
     ``steady`` is the mean of a block of calls in a row; ``cold`` is the call before it, which finds the caches as the
-    candidate before has left them.
+    previous candidate left them.
     """
 
     steady: dict[str, list[float]]
@@ -116,7 +116,7 @@ class Comparison:
             over: of the other one; if None, the baseline.
 
         Raises:
-            BenchmarkError: if there is no such candidate, offering those that there are.
+            BenchmarkError: if there is no such candidate, naming those that exist.
         """
         over = over or self.names[0]
         self._require_known(name, over)
@@ -175,7 +175,7 @@ class Comparison:
 
     @property
     def method(self) -> str:
-        """How it was measured, and the noise floor: a few sentences to stand under a table."""
+        """How it was measured, and the noise floor: a few sentences to put under a table."""
         count, rounds = len(self.processes), len(self.processes[0].steady[self.names[0]])
         where = f"{count} fresh processes" if count > 1 else "one process"
         return (
@@ -208,9 +208,9 @@ def compare_latency(
     """Time callables that do the same job, in random order in every round.
 
     In its turn a candidate is called once (cold), then ``calls`` times in a row (steady). The baseline takes part
-    twice: what its two copies differ by is the noise floor.
+    twice: the difference between its two copies is the noise floor.
 
-    With ``across_processes`` the candidates are written to files once, and each of so many fresh interpreters, one
+    With ``across_processes`` the candidates are written to files once, and each of that many fresh interpreters, one
     after another, reads them and times the whole table. Models then need files that outlive this process, or must be
     picklable: ``functools.partial(model, images)`` is; a runtime's session is, if its loader is called inside.
 
@@ -218,18 +218,18 @@ def compare_latency(
 
     Args:
         candidates: name to callable without arguments; the first one is the baseline.
-        rounds: how often each has its turn; with 60, six copies of one model still came out 4 % apart.
+        rounds: how often each has its turn; with 60, six copies of one model still differed by 4 %.
         calls: timed in a row in each turn, after the cold one.
-        warmup: how often each runs untimed before; once at least, to see what it gives.
+        warmup: how often each runs untimed first; at least once, to see its output.
         across_processes: how many fresh interpreters measure; 0 for this one.
         threads: of the fresh interpreters; if None, as many as here.
         seed: of the order.
         progress: show a progress bar; if None, unless TQDM_DISABLE is set.
 
     Raises:
-        ValueError: if there is no candidate, or a name or number cannot be.
+        ValueError: if there is no candidate, or a name or number is invalid.
         BenchmarkError: if a candidate fails, cannot be written, changes the engine or the number of threads, or does
-            another job: its first output has not the shape of the baseline's.
+            another job: its first output differs in shape from the baseline's.
 
     >>> same = lambda: sum(range(100))
     >>> result = compare_latency({"a": same, "b": same}, rounds=2, progress=False)
@@ -239,7 +239,7 @@ def compare_latency(
     if not candidates:
         raise ValueError("There is nothing to time: give at least one candidate.")
     if (taken := f"{next(iter(candidates))}, second copy") in candidates:
-        raise ValueError(f"{taken!r} is what the baseline's second copy is called: choose another name.")
+        raise ValueError(f"{taken!r} is the name of the baseline's second copy: choose another name.")
     if rounds < 2:
         raise ValueError(f"rounds must be at least 2, since a spread needs two; got {rounds}.")
     if calls < 1:
@@ -289,7 +289,7 @@ def _measure(
 
 
 def _second_copy(candidate: Candidate) -> Candidate:
-    """A copy with memory of its own where Python can make one; else the same object once more."""
+    """A copy with its own memory where Python can make one; else the same object again."""
     try:
         return copy.deepcopy(candidate)
     except Exception:  # a runtime's session or a traced module: each type has its own refusal
@@ -316,7 +316,7 @@ def _warmed_up(name: str, candidate: Candidate, warmup: int) -> Any:
 
 
 def _require_same_job(outputs: Mapping[str, Any]) -> None:
-    """Refuse candidates whose outputs have not the shape of the baseline's; values are for the caller to judge."""
+    """Refuse candidates whose outputs differ in shape from the baseline's; the caller judges the values."""
     first, *others = outputs
     wanted = _shape(outputs[first])
     for name in others:
@@ -325,7 +325,7 @@ def _require_same_job(outputs: Mapping[str, Any]) -> None:
 
 
 def _shape(output: Any) -> str:
-    """Of the first tensor; a runtime may leave out further outputs, and an LSTM in parts shapes its state otherwise."""
+    """Of the first tensor; a runtime may omit further outputs, and an LSTM in parts shapes its state differently."""
     shapes = (str(tuple(leaf.shape)) for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor | np.ndarray))
     return next(shapes, "no tensor")
 

@@ -11,7 +11,7 @@ from qhelpers.progress import progress_bar
 
 
 class CalibrationError(ValueError):
-    """Calibration cannot do anything useful with what it was given."""
+    """Calibration cannot use what it was given."""
 
 
 def batch_images(batch: Any) -> Tensor:

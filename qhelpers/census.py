@@ -1,6 +1,6 @@
 """What a model really computes in int8: each layer of the float model by name, with the kernel that takes its weights.
 
-A file's size and the names of its operators do not tell. Layers are left out in silence, and int8 weights may be
+A file's size and the names of its operators do not tell. Layers are left out silently, and int8 weights may be
 unpacked and multiplied in float. Runtimes rename, fuse and reorder layers, so a layer is known by its weights: those
 that a kernel takes are compared with those of the float model.
 """
@@ -86,7 +86,7 @@ def require_int8(census: Census) -> Census:
     """Return the census if something computes in int8.
 
     Raises:
-        CensusError: if nothing does: quantization passed over the whole model, and said nothing.
+        CensusError: if nothing does: quantization silently skipped the whole model.
 
     >>> require_int8(Census((Layer("fc", "Linear", FLOAT, "addmm"),)))
     Traceback (most recent call last):

@@ -103,7 +103,7 @@ def int8_instructions(capabilities: Mapping[str, Any] | None = None) -> list[str
         capabilities: as ``torch.cpu.get_capabilities`` gives them; if None, those of this machine.
 
     Raises:
-        EngineError: if they cannot be read, so that no page goes by instructions that nobody has seen.
+        EngineError: if they cannot be read, so that no page relies on instructions that were not read.
 
     >>> int8_instructions({"architecture": "x86_64", "avx2": True, "avx512_vnni": False})
     ['AVX2']
@@ -200,7 +200,7 @@ def preserved_engine() -> Iterator[None]:
 
 
 class UnderEngine:
-    """A model that runs under one engine, whichever is set; in another process its weights are packed for it anew.
+    """A model that runs under one engine, whichever is set; in another process its weights are packed for it again.
 
     Args:
         engine: a name, as in :func:`available_engines`.

@@ -1,4 +1,4 @@
-"""Checks around a quantization workflow, for mistakes that PyTorch passes over in silence or reports obscurely."""
+"""Checks around a quantization workflow, for mistakes that PyTorch silently ignores or reports obscurely."""
 
 import importlib.util
 from collections.abc import Collection
@@ -12,14 +12,14 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 class GuardError(RuntimeError):
-    """A step of a workflow was handed something that it would pass over in silence, or fail on obscurely."""
+    """A step of a workflow was given something that it would silently ignore, or fail on obscurely."""
 
 
 def require_trainable(model: nn.Module) -> nn.Module:
     """Return the model if gradients can reach all its layers: none of them is int8.
 
     Raises:
-        GuardError: naming the first. Their weights are no parameters: an optimizer trains only what is float, if any.
+        GuardError: naming the first. Their weights are not parameters: an optimizer trains only what is float, if any.
 
     >>> require_trainable(nn.Linear(2, 2))
     Linear(in_features=2, out_features=2, bias=True)
@@ -38,7 +38,7 @@ def require_eval(model: nn.Module) -> nn.Module:
 
     Raises:
         GuardError: naming the first modules that are not. PyTorch says nothing, although batch norm
-            and dropout then compute something else.
+            and dropout then compute something different.
 
     >>> require_eval(nn.Sequential(nn.Dropout()))
     Traceback (most recent call last):
@@ -86,8 +86,8 @@ def require_quantized(model: nn.Module, layers: Collection[str] = ()) -> nn.Modu
     They may be packed, in torchao's tensors, or constants that a graph of PT2E converts; 8-bit floats do not count.
 
     Raises:
-        GuardError: else. PyTorch says nothing when ``convert`` finds no qconfig or a quantizer no operator, torchao
-            nothing when ``quantize_`` finds no Linear layer, and only its log when a group does not divide a row.
+        GuardError: otherwise. PyTorch is silent when ``convert`` finds no qconfig or a quantizer no operator, torchao
+            when ``quantize_`` finds no Linear layer; that a group does not divide a row is only logged.
 
     >>> require_quantized(nn.Linear(2, 2))  # doctest: +ELLIPSIS
     Traceback (most recent call last):

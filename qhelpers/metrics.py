@@ -107,7 +107,7 @@ def paired(
 
     Raises:
         ValueError: if the lengths, the shapes or the ids differ, or there is no image; if all pairs have the same
-            outcome, such as both right, from which no difference can be told: a ceiling is no evidence.
+            outcome, such as both right, which can show no difference: a ceiling is no evidence.
 
     >>> labels = torch.arange(10)
     >>> print(paired(labels, torch.where(labels < 3, 9, labels), labels))
@@ -122,9 +122,7 @@ def paired(
         if {len(ids[0]), len(ids[1])} != {len(labels)}:
             raise ValueError(f"{len(labels)} pairs need as many ids; got {len(ids[0])} and {len(ids[1])}.")
         if places := [i for i, (a, b) in enumerate(zip(*ids, strict=True)) if a != b]:
-            raise ValueError(
-                f"The answers stand in another order: first at place {places[0]}. Pairs need the same one."
-            )
+            raise ValueError(f"The answers are in another order: first at place {places[0]}. Pairs need the same one.")
     one, other = (_right(answers, labels) for answers in (first, second))
     n, lost, won = len(labels), int((one & ~other).sum()), int((other & ~one).sum())
     outcomes = {"both right": int((one & other).sum()), "both wrong": int((~one & ~other).sum())}
@@ -183,8 +181,8 @@ def top1(model: Classifier, loader: Iterable[tuple[Tensor, Tensor]]) -> Share:
         loader: yields ``(images, labels)``.
 
     Raises:
-        ValueError: if the loader is empty, or a batch has not one label for each image.
-        guards.GuardError: if a module is in training mode; its figures would be of another model.
+        ValueError: if the loader is empty, or a batch does not have one label for each image.
+        guards.GuardError: if a module is in training mode; its figures would be another model's.
 
     >>> print(top1(lambda x: x, [(torch.eye(4), torch.tensor([0, 1, 2, 0]))]))
     75.0 % (30.1 to 95.4, n = 4)
@@ -210,7 +208,7 @@ def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     Source: Nagel et al. 2021, "A White Paper on Neural Network Quantization". Infinite for equal tensors.
 
     Raises:
-        ValueError: if the shapes differ, or there is nothing in the tensors; if their numbers are complex.
+        ValueError: if the shapes differ, the tensors are empty, or their numbers are complex.
 
     >>> round(sqnr_db(torch.ones(10), 0.9 * torch.ones(10)), 3)
     20.0
@@ -218,7 +216,7 @@ def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
     if reference.shape != approximation.shape:
         raise ValueError(f"Shapes differ: {tuple(reference.shape)} and {tuple(approximation.shape)}.")
     if reference.numel() == 0 or reference.is_complex() or approximation.is_complex():
-        raise ValueError(f"The ratio is of real numbers, at least one; got {reference.numel()} of {reference.dtype}.")
+        raise ValueError(f"SQNR needs real numbers, at least one; got {reference.numel()} of {reference.dtype}.")
     exact, rounded = reference.detach().double(), approximation.detach().double()
     signal = float(exact.square().sum())
     noise = float((exact - rounded).square().sum())

@@ -64,7 +64,7 @@ def instructions() -> str:
 def start(seed: int = 0) -> None:
     """Begin a chapter: seed PyTorch, quieten what the book explains once, print the environment line and keep it.
 
-    The eager quantization API, its tensor types and TorchScript announce their end at every call, and
+    The eager quantization API, its tensor types and TorchScript warn of their removal at every call, and
     ``torch.load`` warns about its own storage class. These warnings, and no others, are hidden.
 
     Raises:
@@ -176,7 +176,7 @@ def record(name: str, values: dict[str, Any]) -> None:
 
 
 def processes() -> int:
-    """How many fresh processes measure each speed that is said aloud: 5 where the site is published, else 2.
+    """How many fresh processes measure each headline speed: 5 where the site is published, else 2.
 
     ``make book PROCESSES=5`` sets the variable ``QHELPERS_PROCESSES``. Five give a prediction interval, fewer a range.
 
@@ -188,7 +188,7 @@ def processes() -> int:
     """
     said = os.environ.get("QHELPERS_PROCESSES", "2")
     if not said.isdecimal() or int(said) < 1:
-        raise ValueError(f"QHELPERS_PROCESSES must be a whole number from 1 on, got {said!r}.")
+        raise ValueError(f"QHELPERS_PROCESSES must be a whole number of at least 1, got {said!r}.")
     return int(said)
 
 

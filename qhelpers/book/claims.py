@@ -54,7 +54,7 @@ def settle(name: str, *, measured: str, verdict: str, because: str = "") -> None
     if verdict not in VERDICTS:
         raise ClaimError(f"{verdict!r} is no verdict; choose one of: {', '.join(VERDICTS)}.")
     if not measured.strip():
-        raise ClaimError(f"Claim {name} says nothing of what was measured.")
+        raise ClaimError(f"Claim {name} says nothing about what was measured.")
     if verdict != "holds" and not because.strip():
         raise ClaimError(f"Claim {name} with the verdict {verdict!r} needs because=….")
     claim = {"id": name, "measured": measured, "verdict": verdict, "because": because}

@@ -60,7 +60,7 @@ def new_figure(width: float = 7.0, height: float = 3.0, **subplots: Any) -> tupl
 
 
 def svg(figure: Figure, alt: str) -> str:
-    """The figure as inline SVG in the page's text colour, with ids of its own.
+    """The figure as inline SVG in the page's text colour, with unique ids.
 
     Raises:
         FigureError: if the alt text is empty.
@@ -151,7 +151,7 @@ def horizontal_bars(
     reference: float | None = None,
     width: float = 7.0,
 ) -> Figure:
-    """Bars from top to bottom, each with its value written behind it.
+    """Bars from top to bottom, each with its value written after it.
 
     Args:
         names, values, colors: one for each bar.

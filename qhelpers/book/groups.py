@@ -28,7 +28,7 @@ def require_groups(columns: int, group: int, bits: int = 4) -> int:
 
     Raises:
         GroupError: naming both numbers if the group does not divide the row, the bits if they are not 2 to 8, or the
-            number that is no whole one from 1 on.
+            number that is not a whole one of at least 1.
 
     >>> require_groups(256, 32)
     8
@@ -39,7 +39,7 @@ def require_groups(columns: int, group: int, bits: int = 4) -> int:
         raise GroupError(f"There are no codes of {bits!r} bits: take a whole number from {BITS[0]} to {BITS[-1]}.")
     for of, count in {"row": columns, "group": group}.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise GroupError(f"A {of} of {count!r} weights cannot be: take a whole number from 1 on.")
+            raise GroupError(f"A {of} of {count!r} weights cannot be: take a whole number of at least 1.")
     if columns % group:
         fitting = [size for size in GROUPS if columns % size == 0] or [columns]
         raise GroupError(

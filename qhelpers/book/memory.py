@@ -1,4 +1,4 @@
-"""Memory that a model occupies, measured in a process of its own. One MB is 1,000,000 bytes."""
+"""Memory that a model occupies, measured in its own process. One MB is 1,000,000 bytes."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ class ResidentMemory:
 def resident_memory(
     recipe: str, input_shape: tuple[int, ...], copies: int = 8, timeout_s: float = 300
 ) -> ResidentMemory:
-    """Measure a model's resident memory in a process of its own.
+    """Measure a model's resident memory in its own process.
 
     One thread. The model is copied ``copies`` times and each copy run once; the growth of the process's
     private memory (USS), divided by the copies, is what one model occupies.

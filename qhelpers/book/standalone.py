@@ -26,7 +26,7 @@ class ScriptError(Exception):
 
 
 def run(name: str) -> dict[str, float]:
-    """Run a script in a process of its own, print what it prints, and return the figures in that.
+    """Run a script in its own process, print its output, and return the figures in it.
 
     It downloads nothing: weights that are in torch's cache are used. It computes on one thread.
 

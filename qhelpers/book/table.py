@@ -180,7 +180,7 @@ def compare(
 
 
 def _logits(name: str, model: Callable[[Tensor], Any], batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """A model's answers to all images; its name stands in what is said of answers that are none."""
+    """A model's answers to all images; its name appears in errors about answers that are none."""
     outputs = []
     for images, labels in batches:
         found = model(images)
@@ -396,7 +396,7 @@ def as_frame(rows: Sequence[Row], dated: bool = False) -> pd.DataFrame:
 
 
 def under_table(rows: Sequence[Row]) -> str:
-    """What the intervals of the speeds cover, and which float path was the best: a sentence to stand under the table.
+    """What the intervals of the speeds cover, and which float path was the best: a sentence to put under the table.
 
     >>> one = benchmark.Ratio(1.0, 1.0, 1.0, "range of 2 processes")
     >>> row = Row("a", 9.2, one, one, "ORT", "top-1 in %", 99.3, (98.6, 99.7), 1000, None, None, 100.0, "a CPU")

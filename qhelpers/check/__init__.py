@@ -1,4 +1,4 @@
-"""The checker: from a stranger's float model to an int8 file that was measured, and what chapters take from it."""
+"""The checker: from a stranger's float model to a measured int8 file, and the parts that chapters use."""
 
 from qhelpers.check.checker import run
 from qhelpers.check.float_paths import rivals

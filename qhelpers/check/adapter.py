@@ -1,4 +1,4 @@
-"""One form for every way in which a model is called: tensors go in one after another, and tensors come out.
+"""One form for every way of calling a model: it takes tensors one after another, and returns tensors.
 
 A stranger's model takes a tensor, several, or keywords, and gives a tensor, a tuple, a dict or an object. ``Flat``
 hides that, so that whatever exports, converts or measures a model sees only tuples of tensors.
@@ -37,7 +37,7 @@ class Fields(dict[str, Any]):
 class Flat(nn.Module):
     """A model that takes the tensors of a call one after another, and gives a tensor or a tuple of tensors.
 
-    Everything in the call that is no tensor is fixed at the example's value. A model that changes its input in place
+    Everything in the call that is not a tensor is fixed at the example's value. A model that changes its input in place
     is given a copy. Can be exported and deep-copied.
 
     Attributes:
@@ -45,7 +45,7 @@ class Flat(nn.Module):
         shapes: of the outputs for the example.
 
     Raises:
-        CannotRunError: if there is no tensor among the outputs, or one that no file can give.
+        CannotRunError: if there is no tensor among the outputs, or one that no file can return.
 
     >>> flat = Flat(nn.Linear(3, 2), Call((torch.zeros(1, 3),)))
     >>> flat.names, flat(torch.zeros(4, 3)).shape

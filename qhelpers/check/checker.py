@@ -1,4 +1,4 @@
-"""One call takes a stranger's float model to an int8 file that was measured, and to a report that says what to do."""
+"""One call turns a stranger's float model into a measured int8 file, and a report that says what to do."""
 
 import contextlib
 import datetime
@@ -125,10 +125,10 @@ def run(
     folder: str | Path = "checked",
     progress: bool | None = None,
 ) -> Result:
-    """Quantize a float model for a target, measure the file, mend it if it is bad, and say what to do.
+    """Quantize a float model for a target, measure the file, repair it if it is bad, and say what to do.
 
-    The file is written per channel and measured before anything is diagnosed; a repair is kept only if the file that is
-    written anew is better on the validation data. The model is left as it is.
+    The file is written per channel and measured before anything is diagnosed; a repair is kept only if the new file is
+    better on the validation data. The model itself is not changed.
 
     Args:
         model: in float32 on the CPU, with trained weights.
@@ -136,26 +136,26 @@ def run(
             in the same order each time. A batch is a tensor, a tuple, a dict or ``(inputs, labels)``.
         target: ``"executorch"``, ``"onnx-x86"``, ``"onnx-arm"``, ``"aotinductor"`` or ``"pytorch"``.
         calibration: data like those of training, for the ranges of activations; only static quantization needs them.
-        test: data on which nothing is chosen. The file is measured on them once, and they give the verdict.
+        test: data on which nothing is chosen. The file is measured on them once, for the verdict.
         budget: what int8 may cost on the test data, or without them on the validation data: points of top-1, or of
             answers that change if there are no labels (half a point if None); in the unit of ``evaluate`` (a hundredth
             of float's score); for outputs that are no classes the SQNR that each of their channels must have, in dB
             (20).
         evaluate: your own score, as ``evaluate(predict)`` with a ``predict`` that is called as the model is. Higher is
-            better. It gives one number, or one for each sample, which allows an interval. It brings data of its own, so
-            that there can be no test data beside it.
+            better. It gives one number, or one for each sample, which allows an interval. It brings its own data, so
+            there can be no test data beside it.
         example: inputs for one call, where the loader's first batch does not tell: a tensor, tuple or dict.
-        threads: that the file will run with.
+        threads: how many the file will run with.
         batch: samples that the file takes at a time.
         folder: for the file and the report.
         progress: show progress bars; if None, unless TQDM_DISABLE is set.
 
     Returns:
         The result. It prints as a summary and shows as a page in a notebook; ``report.html``, ``report.json`` and the
-        file lie in the folder. A model that runs in float but cannot be converted is a result, too: ``"refused"``.
+        file are in the folder. A model that runs in float but cannot be converted is also a result: ``"refused"``.
 
     Raises:
-        CheckError: if the model, the data, the score or the target cannot be taken, in words.
+        CheckError: if the model, the data, the score or the target cannot be used, saying why.
         GuardError: if a package or a compiler is missing.
         WriteError: if the folder takes no files.
         KeyboardInterrupt: when interrupted, saying what was finished.
@@ -164,12 +164,12 @@ def run(
     threads, batch = (_whole(name, count) for name, count in (("threads", threads), ("batch", batch)))
     number = isinstance(budget, numbers.Real) and not isinstance(budget, bool)
     if budget is not None and not (number and math.isfinite(budget) and budget >= 0):
-        raise CheckError(f"budget must be a number from 0 on; got {budget!r}.")
+        raise CheckError(f"budget must be a number of 0 or more; got {budget!r}.")
     budget = None if budget is None else float(budget)
     if evaluate is not None and not callable(evaluate):
         raise CheckError(f"evaluate must be a function; it is {calls.an(type(evaluate).__name__)}.")
     if evaluate is not None and test is not None:
-        raise CheckError("evaluate(predict) scores data of its own and would not see test: leave one of the two out.")
+        raise CheckError("evaluate(predict) scores its own data and would not see test: leave out one of the two.")
     found = Findings(type(model).__name__, target)
     cores = max(threads, torch.get_num_threads())  # for what is not timed, and the same with any number
     with _writable(folder) as folder, _settings(threads), _workshop() as workshop:

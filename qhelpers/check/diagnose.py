@@ -1,6 +1,6 @@
-"""Find the layer that int8 ruins, and mend it without training: sensitivity, ranges, equalization, bias correction.
+"""Find the layer that int8 ruins, and repair it without training: sensitivity, ranges, equalization, bias correction.
 
-For any eager model that :mod:`qhelpers.check.simulate` can work with; what it says of layers and loaders holds here.
+For any eager model that :mod:`qhelpers.check.simulate` can use; what it says about layers and loaders applies here.
 """
 
 from collections.abc import Collection, Iterable
@@ -92,7 +92,7 @@ def compare_outputs(exact: Tensor, other: Tensor) -> tuple[float, float]:
 def sensitivity(model: nn.Module, loader: Iterable[Any], ranges: Ranges, scheme: Scheme) -> list[Sensitivity]:
     """Each layer quantized alone, and each layer alone left in float, in the order of the model.
 
-    Agreement with the float model stands for accuracy: it needs no labels.
+    Agreement with the float model stands in for accuracy: it needs no labels.
 
     Raises:
         NoLayersError, NotFiniteError, CalibrationError, GuardError: as in :mod:`qhelpers.check.simulate`.

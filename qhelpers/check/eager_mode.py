@@ -1,4 +1,4 @@
-"""Guards of eager mode and FX, for mistakes that PyTorch passes over in silence or reports obscurely."""
+"""Guards of eager mode and FX, for mistakes that PyTorch silently ignores or reports obscurely."""
 
 import difflib
 import warnings
@@ -74,7 +74,7 @@ def require_stubs(model: nn.Module) -> nn.Module:
     """Return the model if it has a QuantStub and a DeQuantStub; call it before ``prepare``.
 
     Raises:
-        guards.GuardError: else. The int8 model would be handed float tensors and fail at its first layer,
+        guards.GuardError: otherwise. The int8 model would be given float tensors and fail at its first layer,
             with a message about a missing ``CPU`` backend.
 
     >>> require_stubs(nn.Linear(2, 2))  # doctest: +ELLIPSIS
@@ -128,14 +128,14 @@ def _qconfigs(module: nn.Module, name: str = "", inherited: Any = None) -> Itera
 
 
 def require_int8_attention(model: nn.Module) -> nn.Module:
-    """Return the model if none of its attention is float, or computes something else; call it after ``convert``.
+    """Return the model if none of its attention is float, or computes something wrong; call it after ``convert``.
 
     Raises:
         guards.GuardError: for an ``nn.MultiheadAttention`` with float weights. FX, ``quantize_dynamic`` and torchao's
             ``quantize_`` and ``QATConfig`` leave at least its input projections in float. Or for one that ``prepare``
-            has taken apart with ``batch_first=True``: it mixes heads and tokens up (pytorch issue 67651). Or for one
-            that was prepared and never converted. PyTorch says nothing in any case. Attention of other classes, or
-            scripted, is not looked for.
+            has taken apart with ``batch_first=True``: it mixes up heads and tokens (pytorch issue 67651). Or for one
+            that was prepared and never converted. PyTorch is silent in each case. Attention of other classes, or
+            scripted, is not checked.
 
     >>> require_int8_attention(tq.quantize_dynamic(nn.MultiheadAttention(8, 2)))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -173,8 +173,8 @@ def require_training(model: nn.Module) -> nn.Module:
     """Return the model if it and its batch norms are in training mode; call it before fusing for QAT.
 
     Raises:
-        guards.GuardError: naming the first modules that are not. ``prepare_qat`` looks at the model itself only,
-            and torchvision's ``fuse_model()`` folds the batch norms of a model in evaluation mode away.
+        guards.GuardError: naming the first modules that are not. ``prepare_qat`` looks only at the model itself,
+            and torchvision's ``fuse_model()`` folds away the batch norms of a model in evaluation mode.
 
     >>> require_training(nn.Linear(2, 2).eval())
     Traceback (most recent call last):
@@ -192,7 +192,7 @@ def require_training(model: nn.Module) -> nn.Module:
 
 
 def require_calibrated(model: nn.Module) -> nn.Module:
-    """Return the prepared model if the observers behind its layers with weights have seen data.
+    """Return the prepared model if the observers after its layers with weights have seen data.
 
     Observers of modules without weights may be empty: torchvision's networks leave some additions unused.
 

@@ -8,7 +8,7 @@ class CheckError(ValueError):
 
 
 class ModelError(CheckError):
-    """The model is none, is not in float32 on the CPU, or holds numbers that are not finite."""
+    """The model is not a module, is not in float32 on the CPU, or holds numbers that are not finite."""
 
 
 class AlreadyQuantizedError(ModelError):
@@ -20,7 +20,7 @@ class CannotRunError(ModelError):
 
 
 class DataError(CheckError):
-    """A loader, a batch or an example is none, is empty, or does not fit the model."""
+    """A loader, a batch or an example is not one, is empty, or does not fit the model."""
 
 
 def reason(error: BaseException) -> str:

@@ -99,21 +99,21 @@ def save_checked(
     example: Tensor,
     expected: Tensor,
 ) -> float:
-    """Write an exported file, load it, run it, and only then let it take the place of an older one.
+    """Write an exported file, load it, run it, and only then replace an older one.
 
     Args:
         path: the file; its folder must exist.
         write: writes the file to the path that it is given.
         load: reads it, such as :func:`load_pte`.
         example: an input.
-        expected: the output that it should have for it, from the model that was exported.
+        expected: the output expected for it, from the model that was exported.
 
     Returns:
         Size of the file in MB (1 MB = 1e6 bytes).
 
     Raises:
-        ExportError: if it cannot be written there, or its outputs have not the shape of the expected ones, are
-            not finite, or lie more than noise away (an SQNR below 10 dB). An older file is still there then.
+        ExportError: if it cannot be written there, or its outputs differ in shape from the expected ones, are
+            not finite, or differ by more than noise (an SQNR below 10 dB). An older file is still there then.
         FileFormatError: if what was written cannot be read back.
 
     >>> def write(path):

@@ -1,4 +1,4 @@
-"""The rivals of an int8 model: what its float model can do on this machine, in each runtime, prepared as well."""
+"""The rivals of an int8 model: what its float model can do on this machine, in each runtime, prepared just as well."""
 
 import contextlib
 import copy
@@ -59,7 +59,7 @@ class Rivals:
 
     @property
     def noted(self) -> str:
-        """What has to stand under a table of speeds: how far bf16 is from float, and which paths are missing, and why.
+        """What belongs under a table of speeds: how far bf16 is from float, and which paths are missing, and why.
 
         >>> Rivals({}, {"float compiled": "There is no compiler."}, {BF16: 38.2}).noted
         'bf16 compiled, frozen: logits 38 dB from float. Not here: float compiled (There is no compiler.).'
@@ -96,12 +96,12 @@ def rivals(model: nn.Module, *inputs: Tensor, threads: Sequence[int] = (), folde
     Eager with batch norms fused and channels_last; TorchScript, frozen and optimized; compiled ahead of time with
     frozen weights; the same in bf16, where the processor computes in it; ONNX Runtime; ExecuTorch's XNNPACK. Exporting
     and compiling takes about half a minute, so the files are kept, under a name that stands for the model's graph and
-    weights, the inputs' shapes and strides, the versions and the processor. A file that fails is written once more.
+    weights, the inputs' shapes and strides, the versions and the processor. A file that fails is written again.
 
     Args:
         model: in float, in evaluation mode.
         inputs: that it is called with, and that will be timed.
-        threads: numbers of them that the compiled paths are made for, beside the one that is set: a package keeps the
+        threads: numbers that the compiled paths are made for, besides the one that is set: a package keeps the
             layout of weights that suited the number it was compiled with, and is several times as slow on another.
         folder: where the files are kept; if None, the user's cache.
 
@@ -340,7 +340,7 @@ def using_threads(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings and logs of exporters and compilers, which announce all sorts of things."""
+    """Hide the warnings and logs of exporters and compilers."""
     before, handlers = logging.root.manager.disable, [*logging.root.handlers]
     logging.disable(logging.ERROR)
     silent = io.StringIO()
@@ -392,7 +392,7 @@ def _compiled(path: Path, model: nn.Module, inputs: Sequence[Tensor], counts: Se
 
 
 def _compile_side_by_side(exported: Path, packages: dict[int, Path]) -> None:
-    """Each number of threads in a process of its own: the compiler keeps one core busy for half a minute."""
+    """Each number of threads in its own process: the compiler keeps one core busy for half a minute."""
     code = "import sys; from qhelpers.check.float_paths import write_compiled; write_compiled(*sys.argv[1:])"
     processes = [
         subprocess.Popen(

@@ -23,7 +23,7 @@ SAME_DB = 60.0  # folding alters the last digits; with less than this, it is ano
 
 
 class NotFollowedError(CheckError):
-    """``torch.fx`` cannot follow a model, so nobody knows what reads a layer."""
+    """``torch.fx`` cannot follow a model, so it is unknown what reads a layer."""
 
 
 def foldable(model: nn.Module, example: Call | None = None) -> dict[str, str]:
@@ -88,7 +88,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 def fold_norms(model: nn.Module, example: Call | None = None) -> tuple[nn.Module, int]:
     """A copy in which each batch norm that alone reads a convolution or Linear is folded into it, and their number.
 
-    A model that ``torch.fx`` cannot follow is copied as it is, and so is one that answers otherwise on the example with
+    A model that ``torch.fx`` cannot follow is copied unchanged, as is one that answers differently on the example with
     its norms folded, as where a norm runs over another dimension than its Linear.
     Source: Jacob et al. 2018, section 3.2.
 

@@ -1,4 +1,4 @@
-"""Guards of the PT2E workflow: capture a model, prepare its graph, calibrate it, for mistakes that pass in silence.
+"""Guards of the PT2E workflow: capture a model, prepare its graph, calibrate it, against silent mistakes.
 
 ``prepare_pt2e`` accepts a quantizer that asks for nothing, and ``convert_pt2e`` a graph that has seen no data.
 """
@@ -25,7 +25,7 @@ from qhelpers import guards
 
 
 class GraphError(RuntimeError):
-    """A graph cannot be captured, or would be converted to something else than an int8 graph."""
+    """A graph cannot be captured, or would be converted to something other than an int8 graph."""
 
 
 class NothingAskedError(GraphError):
@@ -107,7 +107,7 @@ def _refusal(error: Exception) -> str:
 
 
 def require_annotated(prepared: GraphModule) -> GraphModule:
-    """Return the prepared graph if its quantizer asked for anything; call it behind ``prepare_pt2e``.
+    """Return the prepared graph if its quantizer asked for anything; call it after ``prepare_pt2e``.
 
     Raises:
         GraphError: if it is no graph.

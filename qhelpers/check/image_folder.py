@@ -31,7 +31,7 @@ class _Plain(Dataset[Tensor]):
 def images_in(folder: str | Path, example: Call | None = None, batch: int = 16) -> tuple[DataLoader[Any], str]:
     """A loader of the images in a folder, and a note that says how they were read.
 
-    They come in an order that is mixed but always the same, so that any first part of them has all classes.
+    Their order is shuffled but always the same, so that any first part of them has all classes.
 
     Args:
         folder: with images, or with one folder of images for each class.

@@ -1,4 +1,4 @@
-"""The checks of a stranger's model: what cannot be taken is refused in words, and what can is run."""
+"""The checks of a stranger's model: what cannot be used is refused with a reason, the rest is run."""
 
 from typing import Any
 
@@ -168,7 +168,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 
 def notes_of_batches(flat: Flat, call: Call, name: str) -> list[str]:
-    """A note if the model answers otherwise when a batch is cut into pieces of the example's size.
+    """A note if the model answers differently when a batch is cut into pieces of the example's size.
 
     Raises:
         CannotRunError: if the model fails on a piece.

@@ -1,4 +1,4 @@
-"""Packages for servers: a graph compiled ahead of time into one ``.pt2``, with what a loader has to know about it.
+"""Packages for servers: a graph compiled ahead of time into one ``.pt2``, with what a loader must know about it.
 
 A package is machine code and weights in a zip archive. PyTorch loads it without asking which version it is from or
 whether its bytes are those that were written, and calls it without asking for the shape of an input. Here a manifest

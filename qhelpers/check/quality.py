@@ -1,4 +1,4 @@
-"""How good a file is beside its float model: by its classes, by a score of the reader's own, or by the outputs."""
+"""How good a file is compared with its float model: by classes, by the reader's own score, or by outputs."""
 
 import math
 import statistics
@@ -31,7 +31,7 @@ Evaluate = Callable[[Callable[..., Any]], Any]
 
 
 class EvaluateError(CheckError):
-    """The reader's own ``evaluate`` fails, or gives what is no score, or another one each time."""
+    """The reader's own ``evaluate`` fails, gives something that is not a score, or a different one each time."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _in_pieces(run: Run, flat: Flat, tensors: Sequence[Tensor]) -> Iterator[list
             raise CannotRunError(
                 f"The outputs' shapes depend on the values of the inputs, and those of a file are fixed: they are "
                 f"{_listed(flat.shapes)} for one input and {_listed(shapes)} for another. Return all values, and "
-                f"choose among them behind the model."
+                f"choose among them after the model."
             )
         yield [one[:real] if real < size and one.ndim and len(one) == size else one for one in outputs]
 
@@ -135,7 +135,7 @@ class Judge:
         for name, one in zip(self.flat.names, outputs, strict=False):
             if not bool(torch.isfinite(one).all()):
                 raise CannotRunError(
-                    f"{self.data.name}: the float model gives NaN or infinity in {name}; look for some in the inputs."
+                    f"{self.data.name}: the float model gives NaN or infinity in {name}; check the inputs for them."
                 )
         return outputs
 

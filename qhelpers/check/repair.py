@@ -1,6 +1,6 @@
-"""Mend a float model for int8 without training: cross-layer equalization and bias correction.
+"""Repair a float model for int8 without training: cross-layer equalization and bias correction.
 
-Both return a copy; what :mod:`qhelpers.check.simulate` says of layers and loaders holds here, too.
+Both return a copy; what :mod:`qhelpers.check.simulate` says about layers and loaders applies here, too.
 """
 
 import copy
@@ -35,7 +35,7 @@ Pair = tuple[str, str]
 
 
 class NotTraceableError(DiagnosisError):
-    """``torch.fx`` cannot follow the model, so nobody knows which layer feeds which."""
+    """``torch.fx`` cannot follow the model, so it is unknown which layer feeds which."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def equalize(model: nn.Module, passes: int = 10) -> tuple[nn.Module, Equalizatio
     Channel ``i`` of the first layer is divided by ``s_i = sqrt(r1_i / r2_i)``, and what the second does with it is
     multiplied by it; r1 and r2 are the largest absolute weights. The function of the model stays the same, because
     only what passes positive factors through unchanged lies between (ReLU, pooling, flattening, nothing). A layer
-    whose output takes another way is left as it is, and reported with the reason: a branch, ReLU6, shared weights.
+    whose output goes another way is left as it is, and reported with the reason: a branch, ReLU6, shared weights.
     Source: Nagel et al. 2019, section 4.1.
 
     Args:
@@ -70,7 +70,7 @@ def equalize(model: nn.Module, passes: int = 10) -> tuple[nn.Module, Equalizatio
     >>> done.pairs
     [('2', '4')]
     >>> done.skipped["0"]
-    'ReLU6 lies behind it, and does not pass factors through'
+    'ReLU6 comes after it, and does not pass factors through'
     """
     model = copy.deepcopy(model)
     layers = find_layers(model).known
@@ -176,7 +176,7 @@ def _way_on(model: nn.Module, node: Node, layers: dict[str, nn.Module]) -> _Way:
         passes = isinstance(module, _PASS_MODULES) if module is not None else name in _PASS_NAMES
         if not passes:
             shown = name if module is None else type(module).__name__
-            return _Way(why_not=f"{shown} lies behind it, and does not pass factors through")
+            return _Way(why_not=f"{shown} comes after it, and does not pass factors through")
         steps.append(_step(at, module))
 
 

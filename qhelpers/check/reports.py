@@ -1,4 +1,4 @@
-"""What a check found, as one dictionary: held against itself, and against that of an earlier run.
+"""What a check found, as one dictionary: checked for contradictions, and compared with that of an earlier run.
 
 Losses are float minus int8, in points of a percentage or in the unit of the score; a ratio of times is float's by
 int8's, so that above 1 int8 is faster; intervals are of 95 %; the budget of an SQNR is the least that is enough. An
@@ -24,7 +24,7 @@ SLACK = 1e-9  # 64.4 - 63.9 is a little more than 0.5 in floating point
 
 
 class ReportError(CheckError):
-    """A report contradicts itself, cannot be read, or is about something else than the one beside it."""
+    """A report contradicts itself, cannot be read, or is about something other than the one beside it."""
 
 
 def read_report(path: Path) -> Report:
@@ -128,7 +128,7 @@ def shapes(file: Report) -> str:
 
 
 def check_report(report: Report) -> None:
-    """Hold a report against itself.
+    """Check that a report does not contradict itself.
 
     Raises:
         ReportError: with everything that contradicts something else in it.

@@ -1,4 +1,4 @@
-"""What a check found: a summary to print, a page to keep beside the file, and JSON to hold the next run against."""
+"""What a check found: a summary to print, a page to keep beside the file, and JSON to compare the next run with."""
 
 import contextlib
 import json
@@ -66,7 +66,7 @@ class Result:
         """Write ``report.html``, a page that needs no other file, and ``report.json``; return their paths.
 
         All is written in full before any older file goes. Then the older report goes first and the new one comes last:
-        whenever this is cut short, no report stands beside a file of another run.
+        whenever this is cut short, no report is left beside a file of another run.
 
         Args:
             beside: finished files that the report is about, by their names in the folder.

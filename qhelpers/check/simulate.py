@@ -90,7 +90,7 @@ def find_layers(model: nn.Module) -> Layers:
         what = "is quantized already" if guards.int8_modules(model) else "has no convolution and no Linear"
         raise NoLayersError(f"This {type(model).__name__} {what}: there is nothing to look at.")
     if broken := not_finite(model):
-        raise NotFiniteError(f"NaN or infinity stands in {', '.join(broken[:3])}: no scale can be found for that.")
+        raise NotFiniteError(f"NaN or infinity in {', '.join(broken[:3])}: no scale can be found for them.")
     return Layers(known, unknown)
 
 
@@ -187,7 +187,7 @@ def simulated(
     weights: Collection[str] | None = None,
     activations: Collection[str] | None = None,
 ) -> Iterator[nn.Module]:
-    """Fake-quantize a model's weights and activations inside a ``with`` block; it is as before after it.
+    """Fake-quantize a model's weights and activations inside a ``with`` block, and restore them afterwards.
 
     Args:
         ranges: from :func:`activation_ranges`.

@@ -150,7 +150,7 @@ def captured(model: nn.Module, tensors: Sequence[Tensor], target: str) -> Export
     """The graph of a float model; for a target that has no kernel for recurrent layers, their steps one by one.
 
     Raises:
-        GraphError: if it cannot be captured, with the line that is to blame.
+        GraphError: if it cannot be captured, with the line at fault.
     """
     with torch.no_grad():  # else what a model computes in no_grad() becomes a graph in the graph, and stays in float
         program = graphs.capture(model, tuple(tensors))
@@ -168,7 +168,7 @@ def quantizer(target: str, mode: str, left_out: Collection[str] = ()) -> Any:
     """PT2E's quantizer for a target, with a scale for each output channel of the weights.
 
     Args:
-        mode: ``"static"``, or ``"dynamic"`` for Linear layers alone: their activations are quantized as they come.
+        mode: ``"static"``, or ``"dynamic"`` for Linear layers alone: their activations are quantized at run time.
         left_out: operators that stay in float: names of nodes, as :mod:`qhelpers.check.find` gives them.
     """
     asked, annotation = _asked(target, mode == DYNAMIC)

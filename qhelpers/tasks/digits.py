@@ -149,7 +149,7 @@ def training_batch(
 ) -> tuple[Tensor, Tensor]:
     """The augmented training digits of one step, a function of nothing but the arguments.
 
-    Every pass over the digits has an order of its own; what does not fill a batch is left out of the pass.
+    Each pass over the digits has its own order, and drops what does not fill a batch.
 
     Args:
         step: counted from 0, over all passes.
@@ -198,7 +198,7 @@ def balanced_positions(images_per_class: int, seed: int = 0) -> Tensor:
         int64 tensor of shape ``(10 * images_per_class,)``, the zeros first.
 
     Raises:
-        ValueError: if the split has not that many.
+        ValueError: if the split has fewer.
 
     >>> balanced_positions(5).shape
     torch.Size([50])

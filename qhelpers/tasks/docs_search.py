@@ -47,7 +47,7 @@ class Pair:
 
 @cache
 def load_pairs(count: int = PAIRS) -> tuple[Pair, ...]:
-    """Docstrings of PyTorch's public API, each cut behind its first sentence.
+    """Docstrings of PyTorch's public API, each cut after its first sentence.
 
     Left out are docstrings of one sentence, those whose query or document another one has already, and short ones.
     Which ones are taken depends on the SHA-256 of their names: a release that adds a function changes few of them.
@@ -59,7 +59,7 @@ def load_pairs(count: int = PAIRS) -> tuple[Pair, ...]:
         As many pairs, sorted by name.
 
     Raises:
-        SearchError: if this torch has not so many, or ``count`` is not positive.
+        SearchError: if this torch has fewer, or ``count`` is not positive.
 
     >>> pairs = load_pairs(20)
     >>> len({pair.query for pair in pairs}), any(pair.query in pair.document for pair in pairs)

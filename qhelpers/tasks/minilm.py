@@ -120,7 +120,7 @@ class Hidden(NamedTuple):
 class OwnLayer(nn.Module):
     """A block of the book's decoder whose parts are named, and read by layers, as those of a BERT layer are.
 
-    It normalizes before each half, BERT behind it: only ``intermediate`` reads ``attention.output.LayerNorm``.
+    It normalizes before each half, BERT after it: only ``intermediate`` reads ``attention.output.LayerNorm``.
     """
 
     def __init__(self, block: decoder.Block) -> None:
@@ -263,7 +263,7 @@ def _checked(path: Path, recorded: str) -> bytes:
         raise checkpoints.CheckpointError(f"{path.name} cannot be read: {error.strerror}.") from error
     if (actual := hashlib.sha256(data).hexdigest()) != recorded:
         raise checkpoints.CheckpointError(
-            f"{path.name} has SHA-256 {actual[:12]}…, the published file {recorded[:12]}…: it is another or damaged."
+            f"{path.name} has SHA-256 {actual[:12]}…, the published file {recorded[:12]}…: another file, or damaged."
         )
     return data
 
@@ -276,8 +276,8 @@ def require_match(model: Any, tokenizer: Any) -> None:
         tokenizer: a tokenizer of transformers.
 
     Raises:
-        CheckpointError: else. Where a tokenizer has more tokens, PyTorch reports an index out of range; where it has as
-            many or fewer, every text is read as another one, and nothing is said.
+        CheckpointError: otherwise. Where a tokenizer has more tokens, PyTorch reports an index out of range; where it
+            has as many or fewer, every text is read as another one, and no error is raised.
     """
     tokens, rows = len(tokenizer), int(model.config.vocab_size)
     if tokens != rows:

@@ -36,7 +36,7 @@ class Pretrained:
 
 
 def pretrained_mobilenet_v2(timeout_s: float = 20.0) -> Pretrained:
-    """The published int8 MobileNetV2 if it can be had, else the built-in int8 digits model.
+    """The published int8 MobileNetV2 if it is available, else the built-in int8 digits model.
 
     Tried in this order: torch's hub cache (``torch.hub.get_dir()``), a download that is given up after
     ``timeout_s`` seconds, the committed digits model. A file in the cache that cannot be used is left

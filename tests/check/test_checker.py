@@ -176,7 +176,7 @@ REFUSED: dict[str, tuple[Callable[[], Changes], str]] = {
     "evaluate is a score": (lambda: {"evaluate": 0.5}, "evaluate must be a function; it is a float."),
     "evaluate and test": (
         lambda: {"evaluate": Moody(1.0), "test": labelled()},
-        "evaluate(predict) scores data of its own and would not see test: leave one of the two out.",
+        "evaluate(predict) scores its own data and would not see test: leave out one of the two.",
     ),
     "no distance": (
         lambda: {"model": Picks(), "validation": unlabelled()},
@@ -202,9 +202,9 @@ REFUSED: dict[str, tuple[Callable[[], Changes], str]] = {
         lambda: {"model": nn.Sequential(nn.ReLU()).eval()},
         "In eager mode only Linear and recurrent layers have int8",
     ),
-    "budget below zero": (lambda: {"budget": -0.5}, "budget must be a number from 0 on; got -0.5."),
-    "budget NaN": (lambda: {"budget": math.nan}, "budget must be a number from 0 on; got nan."),
-    "budget in words": (lambda: {"budget": "1 %"}, "budget must be a number from 0 on; got '1 %'."),
+    "budget below zero": (lambda: {"budget": -0.5}, "budget must be a number of 0 or more; got -0.5."),
+    "budget NaN": (lambda: {"budget": math.nan}, "budget must be a number of 0 or more; got nan."),
+    "budget in words": (lambda: {"budget": "1 %"}, "budget must be a number of 0 or more; got '1 %'."),
     "no threads": (lambda: {"threads": 0}, "threads must be a whole number from 1 to 1,024; got 0."),
     "half a thread": (lambda: {"threads": 0.5}, "threads must be a whole number from 1 to 1,024; got 0.5."),
     "a million threads": (lambda: {"threads": 10**6}, "threads must be a whole number from 1 to 1,024; got 1000000."),
@@ -846,7 +846,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]
         ("model = torch.ao.quantization.quantize_dynamic(model)", 2, "This Sequential is quantized already (0, 2)"),
         ("model = model.half()", 2, "0.weight is float16 on cpu; load the weights"),
         ("model = model.to('meta')", 2, "0.weight is on the device meta, which holds no values"),
-        ("budget = -1", 2, "budget must be a number from 0 on; got -1."),
+        ("budget = -1", 2, "budget must be a number of 0 or more; got -1."),
         ("threads = 0", 2, "threads must be a whole number from 1 to 1,024; got 0."),
     ],
 )

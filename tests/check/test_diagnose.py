@@ -253,7 +253,7 @@ def test_a_residual_blocks_equalization_and_is_reported() -> None:
     equal, done = diagnose.equalize(net)
     assert done.pairs == [("inner", "outer")]
     assert done.skipped["first"] == "its output is read 2 times (a branch)"
-    assert done.skipped["outer"] == "add lies behind it, and does not pass factors through"
+    assert done.skipped["outer"] == "add comes after it, and does not pass factors through"
     assert same_function(net, equal, images())
 
 
@@ -289,7 +289,7 @@ def test_activations_through_which_scaling_is_not_exact_are_refused_by_name(betw
     net = seeded(lambda: Through(between))
     equal, done = diagnose.equalize(net)
     assert not done.pairs
-    assert done.skipped["one"].endswith(" lies behind it, and does not pass factors through")
+    assert done.skipped["one"].endswith(" comes after it, and does not pass factors through")
     if isinstance(between, nn.Module):
         assert done.skipped["one"].startswith(type(between).__name__)
     assert torch.equal(equal.one.weight, net.one.weight)  # type: ignore[union-attr, arg-type]
@@ -432,7 +432,7 @@ def test_parameters_that_are_not_finite_are_refused(value: float, part: str) -> 
     net = seeded(small_cnn)
     getattr(net[2], part).data[0] = value  # type: ignore[index]
     for call in (diagnose.equalize, lambda one: diagnose.diagnose(one, [images()], [images()])):
-        with pytest.raises(simulate.NotFiniteError, match=rf"NaN or infinity stands in 2\.{part}"):
+        with pytest.raises(simulate.NotFiniteError, match=rf"NaN or infinity in 2\.{part}"):
             call(net)
 
 
@@ -441,7 +441,7 @@ def test_a_mask_may_be_infinite_and_a_statistic_may_not() -> None:
     net.register_buffer("mask", torch.full((2, 2), float("-inf")))
     assert [*diagnose.find_layers(net).known] == ["0"]
     net[1].running_var[0] = float("nan")  # type: ignore[index, union-attr, operator]
-    with pytest.raises(simulate.NotFiniteError, match=r"stands in 1\.running_var"):
+    with pytest.raises(simulate.NotFiniteError, match=r"infinity in 1\.running_var"):
         diagnose.find_layers(net)
 
 

@@ -196,7 +196,7 @@ def test_only_numbers_have_classes(first: Change, gives: Callable[..., nn.Module
 def test_outputs_whose_shapes_depend_on_values_are_refused(
     answer: Callable[[Tensor], Any], shapes: str, gives: Callable[..., nn.Module]
 ) -> None:
-    with pytest.raises(CannotRunError, match=f"The outputs' shapes depend on .* {shapes}.* choose among them behind"):
+    with pytest.raises(CannotRunError, match=f"The outputs' shapes depend on .* {shapes}.* choose among them after"):
         judge(gives(answer), values().abs().index_fill(0, torch.tensor([9]), -1.0).index_fill(1, torch.tensor([2]), 1))
 
 

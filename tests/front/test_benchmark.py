@@ -379,7 +379,7 @@ def test_a_candidate_that_changes_what_the_others_run_under_is_named(across_proc
 
 
 def test_a_candidate_cannot_have_the_second_copy_s_name() -> None:
-    with pytest.raises(ValueError, match="'a, second copy' is what the baseline's second copy is called"):
+    with pytest.raises(ValueError, match="'a, second copy' is the name of the baseline's second copy"):
         compare({"a": lambda: None, "a, second copy": lambda: None})
 
 

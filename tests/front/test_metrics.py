@@ -164,5 +164,5 @@ def test_sqnr_of_infinite_or_overwhelming_noise_is_a_number() -> None:
 
 @pytest.mark.parametrize("nothing", [torch.ones(0), torch.ones(2, dtype=torch.complex64)])
 def test_sqnr_of_nothing_or_of_complex_numbers_is_refused(nothing: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="The ratio is of real numbers, at least one"):
+    with pytest.raises(ValueError, match="SQNR needs real numbers, at least one"):
         metrics.sqnr_db(nothing, nothing)

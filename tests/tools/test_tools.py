@@ -179,7 +179,7 @@ def test_a_copy_that_fewer_processes_have_measured_is_stale(
         monkeypatch.setenv("QHELPERS_PROCESSES", wanted)
         assert run_notebooks.is_current(executed_copy) == current
     monkeypatch.setenv("QHELPERS_PROCESSES", "many")
-    with pytest.raises(ValueError, match="QHELPERS_PROCESSES must be a whole number from 1 on, got 'many'"):
+    with pytest.raises(ValueError, match="QHELPERS_PROCESSES must be a whole number of at least 1, got 'many'"):
         chapter.processes()
 
 
