@@ -37,7 +37,7 @@ def test_about_fifteen_verdicts_teach() -> None:
     [
         ("R99", "x", "holds", "no claim 'R99'"),
         ("R1", "x", "true", "'true' is no verdict"),
-        ("R1", " ", "holds", "nothing of what was measured"),
+        ("R1", " ", "holds", "nothing about what was measured"),
         ("R1", "x", "changed", "needs because"),
     ],
 )
