@@ -63,6 +63,11 @@ def hide(module: Any, names: set[str]) -> None:
                 raise AttributeError(f"module {module_name!r} has no attribute {name!r} (hidden here)")
             return super().__getattribute__(name)
 
+        def __getattr__(self, name: str) -> Any:  # is asked next, and torch.ops would make what is not there
+            if name in names and of_the_book(sys._getframe(1).f_globals.get("__name__")):
+                raise AttributeError(f"module {module_name!r} has no attribute {name!r} (hidden here)")
+            return super().__getattr__(name)
+
     module_name = module.__name__
     module.__class__ = Hiding
 
