@@ -120,7 +120,7 @@ def write(site: Path, stage: Path) -> None:
     lines = [
         "# Quantization with PyTorch, executed",
         "",
-        "> Every number on these pages was computed when they were built.",
+        "> Int8 with today's PyTorch. The numbers come from the run that built these pages, or from recorded runs.",
     ]
     for caption, names in _entries(yaml.safe_load((stage / "_toc.yml").read_text())):
         lines += ["", f"## {caption}", ""]
