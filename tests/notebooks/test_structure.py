@@ -282,6 +282,12 @@ def exercises() -> list[Any]:
     return found
 
 
+def test_each_exercise_of_the_book_has_a_label_of_its_own() -> None:
+    prose = "\n".join(source(cell) for path in NOTEBOOKS for cell in cells(path, "markdown"))
+    labels = re.findall(r"^:label: (\S+)", prose, re.MULTILINE)
+    assert not [label for label in labels if labels.count(label) > 1]
+
+
 def run_cells(path: Path, *codes: str) -> None:
     """Run a notebook's setup cells and then some code, as a reader would who skips the rest."""
     names: dict[str, Any] = {"__name__": "__main__"}
