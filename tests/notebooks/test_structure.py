@@ -83,6 +83,34 @@ def test_cells_that_are_read_are_short(path: Path) -> None:
             assert len(cell["source"]) <= MOST_LINES, cell["id"]
 
 
+SAY_NOTHING = {"one", "found", "few", "said", "thing", "wild", "apart", "stuff"}
+
+
+def names_that_say_nothing(code: str) -> list[str]:
+    """Names of variables, parameters and functions that a reader would have to look up."""
+    bound = [
+        node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else node.name
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.arg | ast.FunctionDef)
+        or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    ]
+    return [name for name in bound if name in SAY_NOTHING]
+
+
+@every_notebook
+def test_names_in_code_that_is_read_say_what_a_thing_is(path: Path) -> None:
+    read = [
+        cell for cell in cells(path, "code") if UNREAD.isdisjoint(tags(cell)) and "exercise-check" not in tags(cell)
+    ]
+    assert not {cell["id"]: names for cell in read if (names := names_that_say_nothing(source(cell)))}
+
+
+@pytest.mark.parametrize("code", ["found = 1", "def apart(a, b): ...", "lambda one: one", "for few in (): ..."])
+def test_a_name_that_says_nothing_is_found(code: str) -> None:
+    assert names_that_say_nothing(code)
+    assert not names_that_say_nothing("other = 1; print(one)")
+
+
 def tags(cell: Cell) -> set[str]:
     return set(cell["metadata"].get("tags", []))
 
