@@ -48,7 +48,7 @@ def table(found: dict[str, Any]) -> str:
     for row in rows:
         peak = "–" if row["peak_mb"] is None else f"{row['peak_mb']:,}"
         own = [words[key](row) for key in columns]
-        cells = [f"[]({row['name']}.ipynb)", f"{row['seconds']:.0f}", peak, *own, f"`{row['commit'][:8]}`"]
+        cells = [f"[]({row['name']}.ipynb)", f"{row['seconds']:.0f}", peak, *own, f"`{row['commit'][:7]}`"]
         lines.append(f"| {' | '.join(cells)} |")
     seconds = sum(row["seconds"] for row in rows)
     return "\n".join([*lines, "", f"In all {seconds / 60:.0f} minutes of {len(rows)} notebooks."]).strip()

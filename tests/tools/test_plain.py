@@ -111,8 +111,8 @@ def test_what_all_executions_share_is_said_once(monkeypatch: pytest.MonkeyPatch,
     jsonschema.validate(document, results.schema("executions"))
     table = executions.table(document)
     assert "All of them: A CPU; torch 2.14.1." in table
-    assert "| [](one.ipynb) | 61 | 1,234 | 2026-11-30 | `01234567` |" in table
-    assert "| [](two.ipynb) | 61 | – | 2026-12-01 | `01234567` |" in table
+    assert "| [](one.ipynb) | 61 | 1,234 | 2026-11-30 | `0123456` |" in table
+    assert "| [](two.ipynb) | 61 | – | 2026-12-01 | `0123456` |" in table
 
 
 @pytest.mark.parametrize("stamp", [{}, STAMP | {"seconds": None}, {k: v for k, v in STAMP.items() if k != "date"}])
