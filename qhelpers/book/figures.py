@@ -107,7 +107,8 @@ def photo(pixels: np.ndarray, alt: str, width: int = 320) -> str:
     buffer = io.BytesIO()
     picture.resize((2 * width, height), method).save(buffer, "WEBP", quality=80)
     encoded = b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(alt)}" src="data:image/webp;base64,{encoded}" width="{width}" loading="lazy">'
+    size = f'width="{width}" height="{height // 2}"'
+    return f'<img alt="{html.escape(alt)}" src="data:image/webp;base64,{encoded}" {size}>'
 
 
 def show(content: Figure | str, alt: str, caption: str) -> HTML:

@@ -202,7 +202,9 @@ def test_outputs_whose_shapes_depend_on_values_are_refused(
 
 def test_float_s_own_answers_must_be_numbers_on_all_data() -> None:
     given = values().index_fill(0, torch.tensor([N - 1]), math.nan)
-    with pytest.raises(CannotRunError, match="validation: the float model gives NaN or infinity in output; look for"):
+    with pytest.raises(
+        CannotRunError, match="validation: the float model gives NaN or infinity in output; check the inputs"
+    ):
         judge(Alike(4), given)
 
 
