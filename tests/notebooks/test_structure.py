@@ -90,7 +90,7 @@ def names_that_say_nothing(code: str) -> list[str]:
     """Names of variables, parameters and functions that a reader would have to look up."""
     bound = [
         node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else node.name
-        for node in ast.walk(ast.parse(code))
+        for node in ast.walk(ast.parse(re.sub(r"^%%.*\n", "", code)))  # a cell that is written to a file
         if isinstance(node, ast.arg | ast.FunctionDef)
         or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
     ]
