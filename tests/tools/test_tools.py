@@ -860,9 +860,30 @@ def test_a_notebook_that_loads_no_weights_is_refused(small_book: Path, monkeypat
 # --- qnnpack only -------------------------------------------------------------------------------------
 
 
-def qnnpack_only(code: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(PROJECT / "tools" / "qnnpack_only")}
+def customized(folder: str, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code where a ``sitecustomize`` of the tools is loaded."""
+    environment = os.environ | {"PYTHONPATH": str(PROJECT / "tools" / folder)}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=PROJECT)
+
+
+def qnnpack_only(code: str) -> subprocess.CompletedProcess[str]:
+    return customized("qnnpack_only", code)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("from torch.ao import quantization", "No module named 'torch.ao.quantization'"),
+        ("from torch import quint8", "cannot import name 'quint8'"),
+        ("import torch; torch.quantize_per_tensor", "no attribute 'quantize_per_tensor'"),
+        ("import torch; torch.ops.quantized", "no attribute 'quantized'"),
+        ("from torchvision.models import quantization", "No module named 'torchvision.models.quantization'"),
+    ],
+)
+def test_what_will_go_with_eager_quantization_is_hidden_from_the_book_alone(code: str, words: str) -> None:
+    assert words in customized("no_eager", code).stderr
+    still = "from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e; print('torchao works')"
+    assert customized("no_eager", still).stdout == "torchao works\n"
 
 
 def test_hiding_leaves_qnnpack_and_no_engine() -> None:

@@ -6,13 +6,17 @@ torchvision's int8 models, which are built with them. Other packages still do: t
 """
 
 import builtins
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+ROOT = str(Path(__file__).parents[2])
+sys.path.insert(0, ROOT)  # only for this import
+from tools.after_torch import AfterTorch  # noqa: E402
+
+sys.path.remove(ROOT)
 
 MODULES = (
     "torch.ao.quantization",
@@ -72,26 +76,10 @@ def hide(module: Any, names: set[str]) -> None:
     module.__class__ = Hiding
 
 
-class AfterTorch(importlib.abc.MetaPathFinder):
-    """Finds torch as usual, and hides what will go when its module has been executed."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        """The usual spec of torch, with a loader that does the usual and then hides."""
-        if name != "torch":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("torch")
-        assert spec is not None
-        assert spec.loader is not None
-        execute = spec.loader.exec_module
-
-        def execute_and_hide(module: ModuleType) -> None:
-            execute(module)
-            hide(module, NAMES)
-            hide(module.ops, KERNELS)
-
-        spec.loader.exec_module = execute_and_hide  # type: ignore[method-assign]
-        return spec
+def hide_what_will_go(torch: ModuleType) -> None:
+    """Hide the names of torch, and the kernels."""
+    hide(torch, NAMES)
+    hide(torch.ops, KERNELS)
 
 
-sys.meta_path.insert(0, AfterTorch())
+sys.meta_path.insert(0, AfterTorch(hide_what_will_go))

@@ -6,12 +6,15 @@ Mac with Apple silicon (pytorch issue 123507). Wheels for Linux on ARM have ``['
 only the choice of an engine is that of such a build.
 """
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+
+ROOT = str(Path(__file__).parents[2])
+sys.path.insert(0, ROOT)  # only for this import
+from tools.after_torch import AfterTorch  # noqa: E402
+
+sys.path.remove(ROOT)
 
 ENGINES = ("none", "qnnpack")
 
@@ -34,25 +37,4 @@ def hide_engines(torch: ModuleType) -> None:
     real._supported_qengines = lambda: [get_id("qnnpack"), get_id("none")]
 
 
-class AfterTorch(importlib.abc.MetaPathFinder):
-    """Finds torch as usual, and hides the engines when its module has been executed."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        """The usual spec of torch, with a loader that does the usual and then hides the engines."""
-        if name != "torch":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("torch")
-        assert spec is not None
-        assert spec.loader is not None
-        execute = spec.loader.exec_module
-
-        def execute_and_hide(module: ModuleType) -> None:
-            execute(module)
-            hide_engines(module)
-
-        spec.loader.exec_module = execute_and_hide  # type: ignore[method-assign]
-        return spec
-
-
-sys.meta_path.insert(0, AfterTorch())
+sys.meta_path.insert(0, AfterTorch(hide_engines))
