@@ -1,4 +1,4 @@
-"""Change torch in every process right after its import, before anybody uses it: for the ``sitecustomize`` beside this."""
+"""Change torch right after its import, in every process that loads a ``sitecustomize`` of these tools."""
 
 import importlib.abc
 import importlib.machinery

@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,20 @@ def site_url(root: Path = ROOT) -> str:
     owner, name = address.split("/")[-2:]
     pages = f"{owner.lower()}.github.io"
     return f"https://{pages}/" if name.lower() == pages else f"https://{pages}/{name}/"
+
+
+def fill(path: Path, place: str, made: Callable[[], str]) -> None:
+    """Put what is made into the place that a page keeps for it, where a book that is laid out has the page.
+
+    Raises:
+        SystemExit: if the page does not have the place once.
+    """
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8")
+    if text.count(place) != 1:
+        raise SystemExit(f"{path.parent.name}/{path.name} must have the line {place} once: there the tables are put.")
+    path.write_text(text.replace(place, made()), encoding="utf-8")
 
 
 def _entries(node: Any) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tools import results
+from tools import common, results
 from tools.run_notebooks import stamp_file
 
 PAGE = Path("book/executions.md")
@@ -60,13 +60,7 @@ def fill(folder: Path, notebooks: Iterable[Path]) -> None:
     Raises:
         SystemExit: if the page lacks the table's place, or a run is not known.
     """
-    path = folder / PAGE
-    if not path.is_file():
-        return
-    text = path.read_text(encoding="utf-8")
-    if text.count(PLACE) != 1:
-        raise SystemExit(f"{PAGE} must have the line {PLACE} once: there the table is put.")
-    path.write_text(text.replace(PLACE, table(document(notebooks))), encoding="utf-8")
+    common.fill(folder / PAGE, PLACE, lambda: table(document(notebooks)))
 
 
 def write(site: Path, notebooks: Iterable[Path]) -> None:

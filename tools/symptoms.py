@@ -22,7 +22,7 @@ from markdown_it import MarkdownIt
 from mdit_py_plugins.myst_role import myst_role_plugin
 
 from qhelpers.book import gallery
-from tools import results
+from tools import common, results
 from tools.common import ROOT, toc_pages
 
 PAGE = Path("book") / "symptoms.md"
@@ -452,14 +452,8 @@ def fill(folder: Path) -> None:
     Raises:
         SystemExit: for a row that cannot be read, has no cure, or leads nowhere.
     """
-    path = folder / PAGE
-    if not path.is_file():
-        return
-    text = path.read_text(encoding="utf-8")
-    if text.count(PLACE) != 1:
-        raise SystemExit(f"{PAGE} must have the line {PLACE} once: there the tables are put.")
     try:
-        path.write_text(text.replace(PLACE, page(index(folder))), encoding="utf-8")
+        common.fill(folder / PAGE, PLACE, lambda: page(index(folder)))
     except SymptomError as error:
         raise SystemExit(f"The index of symptoms cannot be made: {error}") from error
 
