@@ -26,6 +26,8 @@ PINS ?=
 NAME ?=
 REPORTS ?=
 export QHELPERS_PROCESSES := $(PROCESSES)
+# Without it, a package is compiled at its first import, and what its code warns of fails a test that forbids warnings.
+export UV_COMPILE_BYTECODE := 1
 
 check_python = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make book PYTHON=python3.11")'
 
