@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -132,13 +133,14 @@ def main() -> int:
     names = [notebook.stem for notebook in notebooks()]
     if unknown := set(arguments.names) - set(names):
         parser.error(f"no such notebook: {', '.join(sorted(unknown))}")
-    shutil.rmtree(BUILD / "copies", ignore_errors=True)
-    lend(BUILD / "copies" / "lent")
     failed = 0
-    with served(source) as address:
+    # each run lends for itself: another one may be under way with other notebooks
+    with tempfile.TemporaryDirectory(dir=BUILD, prefix="lent-") as lent, served(source) as address:
+        lend(Path(lent) / "packages")
         for name in arguments.names or names:
             start, folder = time.perf_counter(), BUILD / "copies" / name
-            why = run(source / "cleared" / f"{name}.ipynb", address, BUILD / "copies" / "lent", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            why = run(source / "cleared" / f"{name}.ipynb", address, Path(lent) / "packages", folder)
             failed += bool(why)
             how = f"FAILED: {why}" if why else "passed"
             print(f"{name}: {how} ({time.perf_counter() - start:.0f} s)", flush=True)
