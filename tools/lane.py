@@ -1,7 +1,7 @@
 """Run the book beside other versions than its pins, in an environment of its own, and say what changed.
 
     python3 tools/lane.py TORCH          a release, such as 2.15.0, "newest" or "nightly"
-    python3 tools/lane.py --pins FILE    a file of pins, as pip reads it; they replace the book's
+    python3 tools/lane.py --pins FILE    a file of pins, as pip reads them; they replace the book's
     python3 tools/lane.py --issue REPORT [REPORT ...]
 
 The report names the companions that could not be installed or imported, the cells that failed, the entries of the
@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LANES = ROOT / ".lanes"
-NIGHTLY = ("--pre", "--index-url", "https://download.pytorch.org/whl/nightly/cpu")
+NIGHTLY = ("--prerelease", "allow", "--index-url", "https://download.pytorch.org/whl/nightly/cpu")
 # What is built for a release of torch, or reaches into it, with the module that says whether it works.
 COMPANIONS = {
     "torchvision": "torchvision",
@@ -56,7 +56,7 @@ def pins(text: str) -> dict[str, str]:
 
 
 def torch_arguments(torch: str, index: str = "", torchvision: str = "torchvision") -> list[str]:
-    """What pip is asked for: torch, with the torchvision that fits it."""
+    """What uv is asked for: torch, with the torchvision that fits it."""
     if torch == "nightly":
         return [*NIGHTLY, "torch", torchvision]
     named = "torch" if torch == "newest" else f"torch=={torch}"
@@ -76,9 +76,9 @@ class Lane:
         folder = "Scripts" if sys.platform == "win32" else "bin"
         return self.folder / "venv" / folder / "python"
 
-    def pip(self, *arguments: str) -> tuple[int, str]:
-        """Call the environment's pip; its exit code and output."""
-        return output_of(self.python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments)
+    def uv(self, command: str, *arguments: str) -> tuple[int, str]:
+        """Call uv for this environment, since pip searches long where releases exclude each other; its exit and output."""
+        return output_of(self.python, "-m", "uv", "pip", command, "--quiet", "--python", self.python, *arguments)
 
     def check_out(self) -> None:
         """Lay a fresh copy of every committed file into the lane, so that it never meets another run's results."""
@@ -96,7 +96,7 @@ class Lane:
         An environment that was cut off half-way has no mark, and is made anew.
 
         Args:
-            torch: arguments of pip that bring torch and torchvision.
+            torch: arguments of uv that bring torch and torchvision.
             own: pins that replace the book's.
 
         Raises:
@@ -106,29 +106,32 @@ class Lane:
             return [*json.loads(self.complete.read_text())]
         shutil.rmtree(self.folder / "venv", ignore_errors=True)
         venv.create(self.folder / "venv", with_pip=True)
-        code, said = self.pip("install", *torch)
-        if code != 0:
-            raise SystemExit(f"{self.name}: pip cannot install {' '.join(torch)}.\n{_end(said)}")
         wanted = pins((ROOT / "requirements.txt").read_text()) | own
+        code, said = output_of(self.python, "-m", "pip", "install", "--quiet", wanted["uv"])
+        if code != 0:
+            raise SystemExit(f"{self.name}: pip cannot install {wanted['uv']}.\n{_end(said)}")
+        code, said = self.uv("install", *torch)
+        if code != 0:
+            raise SystemExit(f"{self.name}: uv cannot install {' '.join(torch)}.\n{_end(said)}")
         rest = [line for name, line in wanted.items() if name not in {"torch", "torchvision", *COMPANIONS}]
         (self.folder / "rest.txt").write_text("\n".join(rest))
-        code, said = self.pip("install", "--no-deps", "-r", str(self.folder / "rest.txt"))
+        code, said = self.uv("install", "--no-deps", "-r", str(self.folder / "rest.txt"))
         if code != 0:
-            raise SystemExit(f"{self.name}: pip cannot install the book's other packages.\n{_end(said)}")
+            raise SystemExit(f"{self.name}: uv cannot install the book's other packages.\n{_end(said)}")
         missing = [*self._companions(own)]
-        self.pip("install", "--no-deps", "-e", str(self.checkout))
+        self.uv("install", "--no-deps", "-e", str(self.checkout))
         self.complete.write_text(json.dumps(missing))
         return missing
 
     def _companions(self, own: dict[str, str]) -> Iterator[str]:
-        """Install each companion in the newest release that pip finds for this torch; those that do not work."""
+        """Install each companion in the newest release that there is for this torch; those that do not work."""
         frozen = self.folder / "frozen.txt"
-        frozen.write_text(self.pip("freeze")[1])
+        frozen.write_text(self.uv("freeze")[1])
         for name, module in COMPANIONS.items():
             if name != "torchvision":
-                code, said = self.pip("install", "--constraint", str(frozen), own.get(name, name))
+                code, said = self.uv("install", "--constraint", str(frozen), own.get(name, name))
                 if code != 0:
-                    yield f"{name} cannot be installed: {_last(said)}"
+                    yield f"{name} cannot be installed: {' '.join(said.split())[:300]}"
                     continue
             code, said = output_of(self.python, "-c", f"import {module}")
             if code != 0:
@@ -148,7 +151,7 @@ class Lane:
         """The lines of the report: versions, missing companions, failing cells, and what differs."""
         passed = len(re.findall(r"executed in|unchanged, its", said))
         failed = re.findall(r"^(\S+): FAILED", said, re.MULTILINE)
-        lines = [f"## {self.name}", "", self.pip("list", "--format=freeze")[1].replace("==", " ")]
+        lines = [f"## {self.name}", "", self.uv("freeze")[1].replace("==", " ")]
         kept = {"torch", *COMPANIONS}
         lines[2] = ", ".join(line for line in lines[2].splitlines() if line.split(" ")[0].lower() in kept)
         lines += ["", f"{passed} notebooks passed, {len(failed)} failed."]

@@ -51,13 +51,13 @@ def test_companions_that_cannot_be_installed_or_imported_are_named_and_the_rest_
 ) -> None:
     new = made(
         {
-            "frozen.txt executorch": (1, "…\nERROR: ResolutionImpossible"),
+            "frozen.txt executorch": (1, "…\n  No solution\n  found"),
             "import onnxscript": (1, "Traceback\nImportError: no onnx_ir"),
         }
     )
     missing = new.set_up(lane.torch_arguments("2.15.0"), {})
     assert missing == [
-        "executorch cannot be installed: ERROR: ResolutionImpossible",
+        "executorch cannot be installed: … No solution found",
         "onnxscript is installed and fails: ImportError: no onnx_ir",
     ]
     assert any("frozen.txt torchao" in words for words in asked(new))
