@@ -77,7 +77,7 @@ class Lane:
         return self.folder / "venv" / folder / "python"
 
     def uv(self, command: str, *arguments: str) -> tuple[int, str]:
-        """Call uv for this environment, since pip searches long where releases exclude each other; its exit and output."""
+        """Call uv for this environment; pip searches long where releases exclude each other. Its exit and output."""
         return output_of(self.python, "-m", "uv", "pip", command, "--quiet", "--python", self.python, *arguments)
 
     def check_out(self) -> None:
