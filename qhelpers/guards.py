@@ -83,7 +83,7 @@ def _has_int8_weights(module: nn.Module) -> bool:
 def require_quantized(model: nn.Module, layers: Collection[str] = ()) -> nn.Module:
     """Return the model if integers of at most 8 bits hold the weights of a module, and of all the named ``layers``.
 
-    They may be packed, in torchao's tensors, or constants that a graph of PT2E converts; 8-bit floats do not count.
+    They may be packed, in torchao's tensors, or constants that a PT2E graph converts; floats of 8 or 4 bits do not count.
 
     Raises:
         GuardError: otherwise. PyTorch is silent when ``convert`` finds no qconfig or a quantizer no operator, torchao
@@ -116,7 +116,9 @@ def _has_integer_weights(module: nn.Module) -> bool:
 
 def _has_codes(tensor: Tensor) -> bool:
     if is_traceable_wrapper_subclass(tensor):  # torchao's
-        return any(_has_codes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+        held = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        # beside scales in floats of 8 bits, what uint8 holds are pairs of floats (MXFP4, NVFP4)
+        return any(map(_has_codes, held)) and not any(one.is_floating_point() and one.itemsize == 1 for one in held)
     return tensor.dtype in (torch.int8, torch.uint8, torch.int32)  # the last holds eight codes of four bits
 
 

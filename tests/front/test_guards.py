@@ -1,5 +1,7 @@
 """Mistakes in a quantization workflow that PyTorch passes over, and the guards that name them."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,6 +10,8 @@ from torch import nn
 from torch.ao import quantization as tq
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torchao import quantization as tao
+from torchao.prototype.mx_formats.mx_tensor import MXTensor
+from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor
 from torchao.prototype.quantization import int4
 from torchao.quantization.granularity import PerGroup
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -183,6 +187,19 @@ def test_torchao_s_float8_weights_are_not_integers() -> None:
     net = nn.Sequential(nn.Linear(64, 32)).bfloat16().eval()
     tao.quantize_(net, tao.Float8WeightOnlyConfig(**QUIET))
     assert type(net[0].weight).__name__ == "Float8Tensor"
+    with pytest.raises(guards.GuardError, match="No module of this Sequential holds integer weights"):
+        guards.require_quantized(net)
+
+
+@pytest.mark.parametrize(
+    "four_bits",
+    [NVFP4Tensor.to_nvfp4, partial(MXTensor.to_mx, elem_dtype=torch.float4_e2m1fn_x2, block_size=32)],
+    ids=["NVFP4", "MXFP4"],
+)
+def test_torchao_s_floats_of_four_bits_are_not_integers(four_bits: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    net = nn.Sequential(nn.Linear(64, 32)).bfloat16().eval()
+    net[0].weight = nn.Parameter(four_bits(net[0].weight.detach()), requires_grad=False)
+    assert net[0].weight.qdata.dtype == torch.uint8, "as integers of four bits are held"
     with pytest.raises(guards.GuardError, match="No module of this Sequential holds integer weights"):
         guards.require_quantized(net)
 
