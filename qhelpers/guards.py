@@ -83,7 +83,7 @@ def _has_int8_weights(module: nn.Module) -> bool:
 def require_quantized(model: nn.Module, layers: Collection[str] = ()) -> nn.Module:
     """Return the model if integers of at most 8 bits hold the weights of a module, and of all the named ``layers``.
 
-    They may be packed, in torchao's tensors, or constants that a PT2E graph converts; floats of 8 or 4 bits do not count.
+    They may be packed, in torchao's tensors, or constants of a PT2E graph; floats of 8 or 4 bits do not count.
 
     Raises:
         GuardError: otherwise. PyTorch is silent when ``convert`` finds no qconfig or a quantizer no operator, torchao

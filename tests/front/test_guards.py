@@ -196,10 +196,11 @@ def test_torchao_s_float8_weights_are_not_integers() -> None:
     [NVFP4Tensor.to_nvfp4, partial(MXTensor.to_mx, elem_dtype=torch.float4_e2m1fn_x2, block_size=32)],
     ids=["NVFP4", "MXFP4"],
 )
-def test_torchao_s_floats_of_four_bits_are_not_integers(four_bits: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_torchao_s_floats_of_four_bits_are_not_integers(four_bits: Callable[[torch.Tensor], Any]) -> None:
     net = nn.Sequential(nn.Linear(64, 32)).bfloat16().eval()
-    net[0].weight = nn.Parameter(four_bits(net[0].weight.detach()), requires_grad=False)
-    assert net[0].weight.qdata.dtype == torch.uint8, "as integers of four bits are held"
+    weight = four_bits(net[0].weight.detach())
+    assert weight.qdata.dtype == torch.uint8, "as integers of four bits are held"
+    net[0].weight = nn.Parameter(weight, requires_grad=False)
     with pytest.raises(guards.GuardError, match="No module of this Sequential holds integer weights"):
         guards.require_quantized(net)
 
