@@ -179,8 +179,8 @@ class Comparison:
         count, rounds = len(self.processes), len(self.processes[0].steady[self.names[0]])
         where = f"{count} fresh processes" if count > 1 else "one process"
         return (
-            f"{where}, {rounds} rounds in random order, {self.calls} calls a block; {self.setting}. "
-            "Ratios are taken round by round, so they need not equal the quotient of two columns. "
+            f"{where}, {rounds} rounds in random order, {self.calls} call{'s' * (self.calls != 1)} a block; "
+            f"{self.setting}. Ratios are taken round by round, so they need not equal the quotient of two columns. "
             f"In brackets: {self.ratio(self.names[-1]).kind}. "
             f"Two copies of {self.names[0]} differ by {self.noise_percent:.1f} %."
         )

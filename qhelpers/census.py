@@ -74,7 +74,7 @@ class Census:
         for computes in (FLOAT, ABSENT):
             if names := self.named(computes):
                 parts.append(f"{computes}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''}")
-        return "; ".join([*parts, f"{self.conversions} conversions"])
+        return "; ".join([*parts, f"{self.conversions} conversion{'s' * (self.conversions != 1)}"])
 
     def __str__(self) -> str:
         wide = max((len(layer.name) for layer in self.layers), default=0)

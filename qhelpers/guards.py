@@ -27,7 +27,7 @@ def require_trainable(model: nn.Module) -> nn.Module:
     if found := int8_modules(model):
         shown = ", ".join(found[:3]) + (", …" if len(found) > 3 else "")
         raise GuardError(
-            f"{len(found)} layers of this {type(model).__name__} are int8 and cannot be trained ({shown}): "
+            f"Layers of this {type(model).__name__} are int8 and cannot be trained ({len(found)}: {shown}): "
             f"train the prepared model, and convert a copy of it."
         )
     return model

@@ -36,7 +36,9 @@ def require_groups(columns: int, group: int, bits: int = 4) -> int:
     3
     """
     if isinstance(bits, bool) or bits not in BITS:
-        raise GroupError(f"There are no codes of {bits!r} bits: take a whole number from {BITS[0]} to {BITS[-1]}.")
+        raise GroupError(
+            f"There are no codes of that width (bits={bits!r}): take a whole number from {BITS[0]} to {BITS[-1]}."
+        )
     for of, count in {"row": columns, "group": group}.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise GroupError(f"A {of} of {count!r} weights cannot be: take a whole number of at least 1.")

@@ -77,7 +77,7 @@ def packed_digits(images: Tensor) -> dict[str, Any]:
     """
     count, height, width = images.shape
     if count % COLUMNS or not count:
-        raise PlaygroundError(f"{count} digits do not fill rows of {COLUMNS}.")
+        raise PlaygroundError(f"{count} does not fill rows of {COLUMNS} digits.")
     rows = images.numpy().reshape(-1, COLUMNS, height, width).transpose(0, 2, 1, 3)
     buffer = io.BytesIO()
     picture = Image.fromarray(rows.reshape(-1, COLUMNS * width)).convert("RGB")

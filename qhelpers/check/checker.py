@@ -364,7 +364,7 @@ def _accept(
     folded, n = (copied, 0) if eager else folding.fold_norms(copied, one)
     if n:
         flat = models.check_run(folded, one)
-        notes.append(f"{n} batch norms were folded into the layers before them, without a change of the function.")
+        notes.append(f"Batch norms folded into the layers before them, without a change of the function: {n}.")
     found.notes += notes
     return Subject(folded, flat, ranges, checked, last, target, modes)
 

@@ -214,7 +214,7 @@ def require_calibrated(model: nn.Module) -> nn.Module:
             empty[owner] = None  # once, though a fake-quantized layer has two
     if empty:
         raise guards.GuardError(
-            f"{len(empty)} layers with weights have not been calibrated ({_first([*empty])}): run calibrate first; if "
+            f"Some layers with weights have not been calibrated ({_first([*empty])}): run calibrate first; if "
             f"some layers stay empty, the calibration data miss a branch of the model."
         )
     return model

@@ -475,7 +475,7 @@ def open_compiled(path: Path, inputs: Sequence[Tensor]) -> Run:
     """
     count = torch.get_num_threads()
     if not for_threads(path, count).is_file():
-        raise RivalsError(f"{path.name} was not compiled for {count} threads: name them in threads=.")
+        raise RivalsError(f"{path.name} was not compiled for this number of threads, {count}: name it in threads=.")
     return open_pt2(for_threads(path, count), inputs)
 
 

@@ -438,7 +438,8 @@ class PteTimes:
             f"{one.kernel:{wide}}  {'XNNPACK' if one.delegated else 'outside'}  {one.calls:4}  {one.ms:.3f} ms"
             for one in self.kernels
         ]
-        return "\n".join([*rows, f"{self.pieces} pieces; {self.outside_ms:.3f} of {self.whole_ms:.3f} ms outside"])
+        outside = f"{self.outside_ms:.3f} of {self.whole_ms:.3f} ms outside"
+        return "\n".join([*rows, f"{self.pieces} piece{'s' * (self.pieces != 1)}; {outside}"])
 
 
 def pte_times(path: Path, *inputs: Tensor, runs: int = 20) -> PteTimes:

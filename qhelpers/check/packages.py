@@ -226,7 +226,9 @@ class Package:
                 a package for one image answers two with one row.
         """
         if len(inputs) != len(self.inputs):
-            raise PackageError(f"{self.path.name} takes {len(self.inputs)} inputs, got {len(inputs)}.")
+            raise PackageError(
+                f"{self.path.name} takes another number of inputs: {len(self.inputs)}, not {len(inputs)}."
+            )
         ready, sizes = [], dict[str, int]()
         for wanted, value in zip(self.inputs, inputs, strict=True):
             if not isinstance(value, Tensor):
@@ -278,8 +280,8 @@ def load(path: Path | str, sha256: str | None = None) -> Package:
     threads = torch.get_num_threads()
     if threads != manifest["threads"]:
         warnings.warn(
-            f"{path.name} was compiled for {manifest['threads']} threads, and {threads} are set: it may be slow. "
-            f"Call torch.set_num_threads before it is compiled, as where it will run.",
+            f"{path.name} was compiled for another number of threads ({manifest['threads']}) than is set ({threads}): "
+            f"it may be slow. Call torch.set_num_threads before it is compiled, as where it will run.",
             stacklevel=2,
         )
     run = open_unchecked(path)

@@ -210,7 +210,7 @@ def _refuse_unfused(model: nn.Module) -> None:
     unfused = [*folding.foldable(model)]
     if unfused:
         raise UnfusedError(
-            f"{len(unfused)} batch norms are not folded into the layer before them ({', '.join(unfused[:3])}): call "
+            f"Some batch norms are not folded into the layer before them ({', '.join(unfused[:3])}): call "
             f"fuse_model or torch.ao.quantization.fuse_modules first."
         )
 

@@ -209,7 +209,7 @@ def _miscounted(census: Report) -> Iterator[str]:
             yield f"its summary says “{found[0]}”, its lists {counts[0]} of {sum(counts)}"
     else:
         yield "its summary does not say how many layers compute in int8"
-    conversions = re.search(r"(\d+) conversions", census["summary"])
+    conversions = re.search(r"(\d+) conversions?", census["summary"])
     if conversions and int(conversions[1]) != census["conversions"]:
         yield f"its summary says “{conversions[0]}”, its count {census['conversions']}"
 

@@ -53,7 +53,7 @@ def test_digits_are_packed_without_loss() -> None:
 
 @pytest.mark.parametrize("count", [0, 24])
 def test_digits_that_fill_no_row_are_refused(count: int) -> None:
-    with pytest.raises(playground.PlaygroundError, match=f"{count} digits do not fill rows of 25"):
+    with pytest.raises(playground.PlaygroundError, match=f"{count} does not fill rows of 25 digits"):
         playground.packed_digits(torch.zeros(count, 28, 28, dtype=torch.uint8))
 
 
