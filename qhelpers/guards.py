@@ -5,7 +5,6 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, fx, nn
-from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -138,7 +137,7 @@ def observers(model: nn.Module) -> list[str]:
     >>> observers(nn.Sequential(nn.ReLU()))
     []
     """
-    return [name for name, module in model.named_modules() if isinstance(module, (ObserverBase, FakeQuantizeBase))]
+    return [name for name, module in model.named_modules() if hasattr(module, "calculate_qparams")]
 
 
 def require_packages(extra: str, *names: str) -> None:

@@ -15,7 +15,6 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
-from torch.ao.quantization import FakeQuantizeBase
 
 # Okabe and Ito's palette, safe for colour-blind readers: the same colour for the same thing everywhere.
 FLOAT = "#0072B2"
@@ -279,7 +278,7 @@ def module_tree(model: nn.Module) -> str:
 
     def lines(module: nn.Module, label: str, depth: int) -> list[str]:
         numbers = [getattr(module, name, None) for name in ("scale", "zero_point")]
-        known = None not in numbers and not isinstance(module, FakeQuantizeBase)  # theirs are not final
+        known = None not in numbers and not hasattr(module, "fake_quant_enabled")  # those are not final
         note = f"  scale {float(numbers[0]):.4f}, zero_point {int(numbers[1])}" if known else ""  # type: ignore[arg-type]
         found = [f"{'  ' * depth}{label}{type(module).__name__}{note}"]
         for name, child in module.named_children():

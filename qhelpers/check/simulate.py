@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -77,7 +76,8 @@ def find_layers(model: nn.Module) -> Layers:
     known: dict[str, nn.Module] = {}
     unknown = {}
     for name, module in model.named_modules():
-        inner = module[0] if isinstance(module, _FusedModule) else module
+        fused = any(base.__name__ == "_FusedModule" for base in type(module).__mro__)  # of torch.ao.nn.intrinsic
+        inner = module[0] if fused else module
         if name.rpartition(".")[0] in known and name:
             continue  # a part of a fused layer
         if inner is not module and any(isinstance(part, _BatchNorm) for part in module.modules()):

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch.ao import quantization as tq
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.nn.modules.conv import _ConvNd
@@ -382,6 +381,8 @@ def dynamic_layers(model: nn.Module, left_out: Collection[str] = ()) -> nn.Modul
             float: another function reads their weight, as in Swin's attention.
         left_out: names of layers that stay in float.
     """
+    from torch.ao import quantization as tq  # late: the other targets outlive it
+
     if isinstance(model, Flat):
         left_out = {*left_out, *_never_called(model)}
         return Flat(dynamic_layers(model.model, left_out), model.example)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import quantization as tvq
+from torchvision import models
 
 from qhelpers import engines, guards
 
@@ -124,17 +124,38 @@ def skeleton(num_classes: int, quantize: bool) -> nn.Module:
 
     The engine, which the builder sets, and the random state are restored.
 
+    Raises:
+        ImportError: if this torchvision has no quantizable models any more.
+
     >>> len(guards.int8_modules(skeleton(10, quantize=True)))
     53
     """
+    from torchvision.models import quantization as tvq
+
     with engines.preserved_engine(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="must run observer")  # unused skip additions: harmless
         model: nn.Module = tvq.mobilenet_v2(weights=None, num_classes=num_classes, quantize=quantize)
     return model.eval()
 
 
+def plain_skeleton(num_classes: int) -> nn.Module:
+    """torchvision's plain MobileNetV2, changed to compute what the quantizable one computes: with ReLU for ReLU6.
+
+    >>> type(plain_skeleton(10).features[0][2])
+    <class 'torch.nn.modules.activation.ReLU'>
+    """
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = models.mobilenet_v2(weights=None, num_classes=num_classes)
+    for name, module in [*model.named_modules()]:
+        if isinstance(module, nn.ReLU6):
+            model.set_submodule(name, nn.ReLU())
+    return model.eval()
+
+
 def load_digits_float() -> nn.Module:
     """The float digits model: quantizable MobileNetV2, input ``(n, 3, 96, 96)``, logits ``(n, 10)``.
+
+    Where torchvision has no quantizable models any more, it is the plain one, with the same outputs.
 
     Raises:
         CheckpointError: if the committed file is missing or altered.
@@ -143,7 +164,11 @@ def load_digits_float() -> nn.Module:
     Linear(in_features=1280, out_features=10, bias=True)
     """
     name = "digits_float.pt"
-    return load_into(skeleton(10, quantize=False), committed_state(name), name)
+    try:
+        model = skeleton(10, quantize=False)
+    except ImportError:
+        model = plain_skeleton(10)
+    return load_into(model, committed_state(name), name)
 
 
 def load_digits_int8(engine: str = "qnnpack") -> nn.Module:
@@ -176,9 +201,9 @@ def quantization_builders() -> list[str]:
     >>> len(quantization_builders())
     12
     """
-    from torchvision.models import list_models
+    from torchvision.models import quantization as tvq
 
-    return [name.removeprefix("quantized_") for name in list_models(module=tvq)]
+    return [name.removeprefix("quantized_") for name in models.list_models(module=tvq)]
 
 
 def builder(name: str) -> Callable[..., nn.Module]:
@@ -192,6 +217,8 @@ def builder(name: str) -> Callable[..., nn.Module]:
         ...
     ValueError: No quantizable builder 'mobilenet_v3'. Did you mean mobilenet_v2, mobilenet_v3_large?
     """
+    from torchvision.models import quantization as tvq
+
     names = quantization_builders()
     if name not in names:
         near = sorted(difflib.get_close_matches(name, names, n=3, cutoff=0.7))
