@@ -394,12 +394,30 @@ def test_the_index_of_symptoms_is_filtered_by_the_keyboard(page: Any, width: int
     assert all("Missing key" in text for text in visible)
     assert page.text_content(".qb-filter [role=status]") == f"{len(visible)} of {len(rows)} rows"
     page.keyboard.press("Enter")
-    page.keyboard.type(" nowhere")
+    page.fill("#qb-filter", "zyzzyva")
     assert page.text_content(".qb-filter [role=status]") == f"0 of {len(rows)} rows"
     page.fill("#qb-filter", "")
     assert not any(row.is_visible() for row in rows)
     assert all(page.query_selector_all(".bd-article h2")[i].is_visible() for i in range(5))
     assert page.evaluate("document.documentElement.scrollHeight") <= 16_000
+
+
+@pytest.mark.parametrize(
+    ("line", "row"),
+    [
+        ("NotImplementedError: Could not run 'aten::add.out' with arguments from the 'QuantizedCPU' backend.", "add.out"),
+        ("NotImplementedError: Could not run 'aten::silu.out' with arguments from the 'QuantizedCPU' backend.", "silu"),
+        ("Could not run 'quantized::linear' with arguments from the 'CPU' backend. This could be because", "quantized::"),
+        ("RuntimeError: Input type (c10::quint8) and bias type (float) should be the same", "c10::quint8"),
+        ("""NotImplementedError: "rms_norm" not implemented for 'QUInt8'""", "rms_norm"),
+    ],
+)
+def test_the_whole_last_line_of_a_traceback_leads_to_its_row(page: Any, line: str, row: str) -> None:
+    page.goto(address(SYMPTOMS))
+    page.fill("#qb-filter", line)
+    visible = [one.text_content() for one in page.query_selector_all(".qb-symptoms tbody tr") if one.is_visible()]
+    assert 1 <= len(visible) <= 10
+    assert any(row in text for text in visible)
 
 
 def test_without_script_the_index_of_symptoms_opens(browser: Any) -> None:
