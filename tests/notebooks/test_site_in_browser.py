@@ -405,9 +405,15 @@ def test_the_index_of_symptoms_is_filtered_by_the_keyboard(page: Any, width: int
 @pytest.mark.parametrize(
     ("line", "row"),
     [
-        ("NotImplementedError: Could not run 'aten::add.out' with arguments from the 'QuantizedCPU' backend.", "add.out"),
+        (
+            "NotImplementedError: Could not run 'aten::add.out' with arguments from the 'QuantizedCPU' backend.",
+            "add.out",
+        ),
         ("NotImplementedError: Could not run 'aten::silu.out' with arguments from the 'QuantizedCPU' backend.", "silu"),
-        ("Could not run 'quantized::linear' with arguments from the 'CPU' backend. This could be because", "quantized::"),
+        (
+            "Could not run 'quantized::linear' with arguments from the 'CPU' backend. This could be because",
+            "quantized::",
+        ),
         ("RuntimeError: Input type (c10::quint8) and bias type (float) should be the same", "c10::quint8"),
         ("""NotImplementedError: "rms_norm" not implemented for 'QUInt8'""", "rms_norm"),
     ],
