@@ -41,7 +41,7 @@ endef
 quick_install = { $(BIN)/pip install --quiet $$(grep '^uv==' requirements.txt) && \
   $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt; }
 
-.PHONY: book test test-qnnpack-only remeasure differs repeat package copies lite-lane lane lane-issue arm serve lint clean notebooks \
+.PHONY: book test test-qnnpack-only test-no-eager remeasure differs repeat package copies lite-lane lane lane-issue arm serve lint clean notebooks \
   weights publish-check publish-notebooks lint-workflows lock raise-pins
 
 book: notebooks ## set up, execute every notebook, build _build/html
@@ -56,6 +56,9 @@ test: $(VENV)/installed ## unit tests, doctests, structure tests, then every not
 
 test-qnnpack-only: $(VENV)/installed ## every chapter where qnnpack is the only engine
 	$(BIN)/python -m tools.check_qnnpack_only
+
+test-no-eager: $(VENV)/installed ## every notebook without eager quantization: does it run, or stop, as its metadata declares?
+	$(BIN)/python -m tools.check_no_eager
 
 remeasure: $(VENV)/installed ## time everything once more, in fresh kernels: which ratios leave their printed intervals?
 	$(BIN)/python -m tools.remeasure

@@ -49,10 +49,11 @@ def stage(
     config["execute"] |= execute or {"execute_notebooks": "off"}
     (folder / "_config.yml").write_text(yaml.safe_dump(config))
     shutil.copy(ROOT / "_toc.yml", folder / "_toc.yml")
-    from tools import executions, symptoms  # take seconds, which an unchanged site need not wait for
+    from tools import executions, needs, symptoms  # take seconds, which an unchanged site need not wait for
 
     symptoms.fill(folder)
     executions.fill(folder, notebooks())
+    needs.fill(folder, notebooks())
 
 
 def extend(folder: Path) -> None:

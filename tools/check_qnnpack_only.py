@@ -8,14 +8,13 @@ that is not there.
 """
 
 import argparse
-import os
 import shutil
 import sys
 from pathlib import Path
 
 from tools.build_site import build, stage
 from tools.build_site import check as check_pages
-from tools.common import BUILD, SPEEDS_UNSEEN, gathers_results, notebooks
+from tools.common import BUILD, environment_with, gathers_results, notebooks
 from tools.run_notebooks import run
 
 PROOF = "quantized engine qnnpack"  # in the line that every chapter prints first; without hiding it says x86
@@ -25,10 +24,9 @@ def check(chosen: list[Path]) -> list[str]:
     """Run the notebooks, build the book around them, and return the names of those that fail."""
     folder = BUILD / "qnnpack-only"
     shutil.rmtree(folder, ignore_errors=True)
-    path = os.pathsep.join([str(Path(__file__).parent / "qnnpack_only"), os.environ.get("PYTHONPATH", "")])
     failed, copies = [], {}
     for notebook in chosen:
-        code, seconds, _ = run(notebook, folder / notebook.stem, {"PYTHONPATH": path, **SPEEDS_UNSEEN})
+        code, seconds, _ = run(notebook, folder / notebook.stem, environment_with("qnnpack_only"))
         copy = folder / notebook.stem / notebook.name
         good = code == 0 and PROOF in copy.read_text()
         if not good:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import tempfile
@@ -98,6 +99,16 @@ def gathers_results(notebook: Path) -> bool:
     """Whether the notebook reads what the other chapters leave behind (its metadata says so)."""
     metadata = json.loads(notebook.read_text())["metadata"]
     return bool(metadata.get("book", {}).get("gathers_results", False))
+
+
+def environment_with(folder: str) -> dict[str, str]:
+    """The environment of runs that load a folder's ``sitecustomize``, and whose speeds nobody looks at.
+
+    Args:
+        folder: its name beside this file.
+    """
+    path = os.pathsep.join([str(Path(__file__).parent / folder), os.environ.get("PYTHONPATH", "")])
+    return {"PYTHONPATH": path, **SPEEDS_UNSEEN}
 
 
 def hash_files(paths: Iterable[Path], *extra: str) -> str:

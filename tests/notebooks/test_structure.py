@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from qhelpers.book import claims
+from tools import needs
 from tools.common import ROOT, notebooks
 from tools.imports import code_of, imported_names
 
@@ -351,6 +352,12 @@ def test_the_check_of_prose_finds_numbers(prose: str) -> None:
 @pytest.mark.parametrize("prose", ["{glue:text}`mb` MB", "`3.6 MB`", "three times", "8-bit", "int8 × 2", "V1", "4 s8"])
 def test_the_check_of_prose_lets_the_rest_pass(prose: str) -> None:
     assert not unglued(prose)
+
+
+@every_notebook
+def test_what_its_code_needs_of_eager_quantization_is_declared(path: Path) -> None:
+    assert not needs.undeclared(path), "add it to metadata.book.needs"
+    needs.successor(path)
 
 
 STATUS = "```{include} status.md\n```"

@@ -886,6 +886,33 @@ def test_what_will_go_with_eager_quantization_is_hidden_from_the_book_alone(code
     assert customized("no_eager", still).stdout == "torchao works\n"
 
 
+IMPORT_ALL = """
+import importlib, pkgutil, qhelpers
+for module in pkgutil.walk_packages(qhelpers.__path__, "qhelpers."):
+    try:
+        importlib.import_module(module.name)
+    except ImportError:
+        print(module.name)
+"""
+LOAD = """
+import torch
+from qhelpers.tasks import checkpoints
+with torch.no_grad():
+    print(checkpoints.load_digits_float()(torch.linspace(-1, 1, 27648).view(1, 3, 96, 96)).tolist())
+"""
+
+
+def test_the_package_needs_eager_quantization_only_where_it_is_about_it() -> None:
+    done = customized("no_eager", IMPORT_ALL)
+    assert done.stdout.split() == ["qhelpers.book.migration", "qhelpers.check.eager_mode", "qhelpers.tasks.published"]
+
+
+def test_the_float_digits_model_outlives_eager_quantization() -> None:
+    logits = customized("no_eager", LOAD).stdout
+    assert logits == customized("", LOAD).stdout
+    assert len(json.loads(logits)[0]) == 10
+
+
 def test_hiding_leaves_qnnpack_and_no_engine() -> None:
     done = qnnpack_only(
         "import torch; from qhelpers import engines\n"
