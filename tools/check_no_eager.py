@@ -9,7 +9,6 @@ declares a need (``metadata.book.needs``) must stop for lack of it, any other mu
 import argparse
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,11 +69,10 @@ def disagreement(declared: list[str], stop: Stop | None) -> str:
 def check(chosen: list[Path]) -> Iterator[tuple[str, str, str]]:
     """Run the notebooks, and go on after failures; of each its name, what happened, and how metadata disagrees."""
     declared = {notebook: needs.declared(notebook) for notebook in chosen}  # before anything runs
-    folder = BUILD / "no-eager"
-    shutil.rmtree(folder, ignore_errors=True)
     for notebook in chosen:
-        code, _, _ = run(notebook, folder / notebook.stem, environment_with("no_eager"))
-        stop = None if code == 0 else stop_of(json.loads((folder / notebook.stem / notebook.name).read_text()))
+        folder = BUILD / "no-eager" / notebook.stem
+        code, _, _ = run(notebook, folder, environment_with("no_eager"))
+        stop = None if code == 0 else stop_of(json.loads((folder / notebook.name).read_text()))
         yield notebook.stem, str(stop or "runs"), disagreement(declared[notebook], stop)
 
 
