@@ -42,7 +42,7 @@ quick_install = { $(BIN)/pip install --quiet $$(grep '^uv==' requirements.txt) &
   $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt; }
 
 .PHONY: book test test-qnnpack-only test-no-eager remeasure differs repeat package copies lite-lane lane lane-issue arm serve lint \
-  clean notebooks weights publish-check publish-notebooks lint-workflows lock raise-pins links audit
+  clean notebooks weights publish-check publish-notebooks lint-workflows lock raise-pins links audit pdf
 
 book: notebooks ## set up, execute every notebook, build _build/html
 	$(BIN)/python -m tools.build_site
@@ -93,6 +93,9 @@ arm: $(VENV)/installed ## int8 on 64-bit ARM under emulation, for correctness on
 
 serve: book ## look at the book at http://localhost:8000, or the next port that is free
 	$(BIN)/python -m tools.serve --port '$(PORT)'
+
+pdf: book ## print the whole book as one file, build/book.pdf: needs Chromium or Chrome
+	$(BIN)/python -m tools.pdf
 
 weights: $(VENV)/installed ## download the published weights, and check their hash: the published site needs them
 	$(BIN)/python -m tools.weights

@@ -29,6 +29,13 @@ def toc_pages(root: Path = ROOT) -> list[Path]:
     return [_source(root, name) for name in _entries(toc)]
 
 
+def toc_parts(root: Path = ROOT) -> list[tuple[str, list[str]]]:
+    """The parts of ``_toc.yml`` with the names of their pages; the first page is a part of its own."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    parts = toc.get("parts") or [{"caption": "Chapters", "chapters": toc["chapters"]}]
+    return [("The book", [toc["root"]])] + [(part["caption"], [*_entries(part["chapters"])]) for part in parts]
+
+
 def repository_url(root: Path = ROOT) -> str:
     """Where the project lies on GitHub, from ``repository.url`` in ``_config.yml``; "" as long as it is nowhere.
 

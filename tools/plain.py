@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from bs4 import BeautifulSoup
 from markdownify import markdownify
 
 from tools import portable
+from tools.common import toc_parts
 from tools.copies import FOLDER
 from tools.portable import MARK, UNREAD
 
@@ -93,12 +93,6 @@ def _written(path: Path) -> str:
     return re.sub(r"```\{bibliography\}.*?```", lambda _: listed, text, flags=re.DOTALL)
 
 
-def _entries(toc: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    yield "The book", [toc["root"]]
-    for part in toc.get("parts") or [{"caption": "Chapters", "chapters": toc["chapters"]}]:
-        yield part["caption"], [chapter["file"] for chapter in part["chapters"]]
-
-
 def _about(text: str) -> tuple[str, str]:
     """The title of a page in Markdown, and its first sentence."""
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
@@ -124,7 +118,7 @@ def write(site: Path, stage: Path) -> None:
         "",
         "> Int8 with today's PyTorch. The numbers come from the run that built these pages, or from recorded runs.",
     ]
-    for caption, names in _entries(yaml.safe_load((stage / "_toc.yml").read_text())):
+    for caption, names in toc_parts(stage):
         lines += ["", f"## {caption}", ""]
         for name in names:
             copy = site / FOLDER / f"{Path(name).name}.ipynb"
