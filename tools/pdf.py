@@ -6,7 +6,6 @@ python -m tools.pdf
 import html
 import re
 import shutil
-import sys
 from collections.abc import Collection, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -21,8 +20,9 @@ from tools.common import BUILD, ROOT, SITE, require_writable, site_url, toc_part
 TARGET = BUILD / "book.pdf"
 STYLE = Path(__file__).with_name("pdf.css")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-WIDTH = 657  # of A4 between margins of 18 mm, in CSS pixels
-MARGINS = {"top": "16mm", "bottom": "18mm", "left": "18mm", "right": "18mm"}
+SCALE = 0.8  # so that the site's styles for wide pages hold
+WIDTH, HEIGHT = 821, 1150  # of A4 between its margins, in CSS pixels at that scale; room for a line above a figure
+SOLUTIONS = "Solutions of the exercises"
 PRINTS = 4  # the second has the page numbers; more only if they move a page
 FOOTER = (
     '<div style="width: 100%; padding: 0 18mm; display: flex; justify-content: space-between; font: 8px sans-serif">'
@@ -30,19 +30,25 @@ FOOTER = (
 )
 # Widgets and navigation, which a sheet of paper cannot work.
 UNPRINTED = (
-    "script, noscript, link, button, output, a.headerlink, details.hide > summary, .toctree-wrapper, "
+    "script, noscript, link, button, output, a.headerlink, summary:-soup-contains('Show'), .toctree-wrapper, "
     ".qb-slider > label, .qb-slider [data-frame]:not([data-frame='0']), .qb-playground > :not(figure), "
     ".qb-switcher > :is(style, input, label), .qb-switcher .qb-panel:not(:first-child)"
 )
-READY = """async () => {
+READY = """async (height) => {
   await window.MathJax?.startup?.promise;
   await document.fonts.ready;
-  for (const wide of document.querySelectorAll("table, mjx-container[display]")) {
-    const room = wide.parentElement.clientWidth;
-    if (wide.scrollWidth > room) wide.style.zoom = room / wide.scrollWidth;
+  for (const big of document.querySelectorAll("table, mjx-container[display], .qb-figure")) {
+    const high = big.matches(".qb-figure") ? big.offsetHeight : 0;
+    const fits = Math.min(big.parentElement.clientWidth / big.scrollWidth, height / high);
+    if (fits < 1) big.style.zoom = fits;
   }
 }"""
 FILL = "numbers => document.querySelectorAll('[data-of]').forEach(e => { e.textContent = numbers[e.dataset.of]; })"
+
+
+def title(root: Path = ROOT) -> str:
+    """The book's title, for HTML."""
+    return html.escape(yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["title"])
 
 
 def _tag(markup: str) -> Tag:
@@ -74,23 +80,20 @@ def read(site: Path, name: str) -> BeautifulSoup:
 def still(article: Tag) -> None:
     """Leave of widgets their first frame, with a note, and open what is folded."""
     for figure in article.select("figure.qb-slider, figure.qb-switcher, .qb-playground > figure"):
-        frames = [str(frame["data-label"]) for frame in figure.select("[data-frame]")]
-        views = [label.get_text(" ", strip=True) for label in figure.select(":scope.qb-switcher > label")]
-        if frames:
+        note = "On the site this is a playground with sliders and buttons."
+        if frames := [str(frame["data-label"]) for frame in figure.select("[data-frame]")]:
             note = f"On the site this figure has a slider with {len(frames)} steps. This is the first: {frames[0]}."
-        elif views:
+        if views := [label.get_text(" ", strip=True) for label in figure.select(":scope.qb-switcher > label")]:
             note = f"On the site this figure switches between {'; '.join(views)}. This is the first."
-        else:
-            note = "On the site this is a playground with sliders and buttons."
         figure.append(_tag(f'<p class="pdf-note">{html.escape(note)}</p>'))
     for left in article.select(UNPRINTED):
         left.decompose()
+    for plain in article.select(".highlight :is(.n, .p, .w), code .pre"):
+        plain.unwrap()  # each would be an element of the PDF, and look like the text around it
     for folded in article.find_all("details"):
         folded["open"] = ""
         if folded.summary is None:
             folded.unwrap()
-    for style in article.find_all("style"):
-        style.string = f"@scope {{ {style.get_text()} }}"  # on the site it was alone on its page
 
 
 def address(value: str, page: str, pages: Collection[str], folder: Path) -> str:
@@ -126,9 +129,12 @@ def join(article: Tag, page: str, pages: Collection[str], folder: Path) -> None:
                 tag[name] = value.replace("url(#", f"url(#{page}--")
         if re.fullmatch("h[1-5]", tag.name):
             tag.name = f"h{int(tag.name[1]) + 1}"
+    for style in article.find_all("style"):
+        style.string = f"@scope (#{page}) {{ {style.get_text()} }}"
     for nowhere in article.select("a[href='']"):
         nowhere.unwrap()
-    article.attrs = {"id": page, "class": ["pdf-article"]}
+    article.attrs.clear()
+    article["id"] = page
 
 
 def take_solutions(article: Tag) -> Iterator[Tag]:
@@ -142,6 +148,15 @@ def take_solutions(article: Tag) -> Iterator[Tag]:
         yield solution
 
 
+def head(soup: BeautifulSoup, folder: Path) -> Iterator[str]:
+    """A page's styles, and the scripts that typeset its mathematics."""
+    for tag in soup.select("head link[rel=stylesheet], head script"):
+        if tag.name == "link" or "mathjax" in str(tag).lower():
+            for name in {"href", "src"} & tag.attrs.keys():
+                tag[name] = address(str(tag[name]), "", (), folder)
+            yield str(tag)
+
+
 def document(site: Path, root: Path = ROOT) -> str:
     """The whole book as one HTML page.
 
@@ -151,47 +166,31 @@ def document(site: Path, root: Path = ROOT) -> str:
     if not (site / "index.html").is_file():
         raise SystemExit(f"There is no site in {site}: make book builds it.")
     parts = toc_parts(root)
-    title = html.escape(yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["title"])
     pages = {Path(name).name for _, names in parts for name in names}
-    head, contents, body, solved = {}, [], [], []
-    for number, (caption, names) in enumerate(parts):
-        contents.append(f"<li><b>{html.escape(caption)}</b><ol>")
-        body.append(f'<section class="pdf-part" id="part-{number}"><h1>{html.escape(caption)}</h1>')
+    heads: dict[str, None] = {}  # in their order, each once
+    contents, body, solved = "", "", ""
+    for caption, names in parts:
+        contents += f"<li><b>{html.escape(caption)}</b><ol>"
+        body += f'<section class="pdf-part"><h1>{html.escape(caption)}</h1>'
         for name in names:
             soup, folder, page = read(site, name), (site / name).parent, Path(name).name
-            for tag in soup.select("head link[rel=stylesheet], head script"):
-                if tag.name == "link" or "MathJax" in str(tag) or "mathjax" in str(tag):
-                    attribute = "href" if tag.name == "link" else "src"
-                    if attribute in tag.attrs:
-                        tag[attribute] = address(str(tag[attribute]), page, (), folder)
-                    head[str(tag)] = None
+            heads |= dict.fromkeys(head(soup, folder))
             article = soup.find("article")
             assert isinstance(article, Tag)
             still(article)
             join(article, page, pages, folder)
             heading = article.h2.decode_contents() if article.h2 else page
-            contents.append(f'<li><a href="#{page}">{heading}</a>{_page_of(page)}</li>')
-            if solutions := [str(solution) for solution in take_solutions(article)]:
-                solved += [f'<h2><a href="#{page}">{heading}</a></h2>', *solutions]
-            body.append(str(article))
-        contents.append("</ol></li>")
-        body.append("</section>")
-    contents.append(f'<li><b><a href="#solutions">Solutions of the exercises</a></b>{_page_of("solutions")}</li>')
-    text = "\n".join(
-        [
-            f'<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>{title}</title>',
-            *head,
-            f"<style>{STYLE.read_text(encoding='utf-8')}</style></head><body>",
-            f'<header class="pdf-cover"><p class="pdf-title">{title}</p>',
-            f"<p>{site_url()}</p></header><nav><h1>Contents</h1><ol class='pdf-contents'>",
-            *contents,
-            "</ol></nav>",
-            *body,
-            '<section class="pdf-part" id="solutions"><h1>Solutions of the exercises</h1>',
-            *solved,
-            "</section></body></html>",
-        ]
-    )
+            contents += f'<li><a href="#{page}">{heading}</a>{_page_of(page)}</li>'
+            solutions = "".join(map(str, take_solutions(article)))
+            solved += f'<h2><a href="#{page}">{heading}</a></h2>{solutions}' if solutions else ""
+            body += str(article)
+        contents, body = f"{contents}</ol></li>", f"{body}</section>"
+    text = f"""<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8">
+<title>{title(root)}</title>{"".join(heads)}<style>{STYLE.read_text(encoding="utf-8")}</style></head><body>
+<p class="pdf-title">{title(root)}</p><p>{site_url()}</p>
+<nav><h1>Contents</h1><ol class="pdf-contents">{contents}
+<li><b><a href="#solutions">{SOLUTIONS}</a></b>{_page_of("solutions")}</li></ol></nav>
+{body}<section class="pdf-part" id="solutions"><h1>{SOLUTIONS}</h1>{solved}</section></body></html>"""
     if lost := set(re.findall(r'<a [^>]*href="#([^"]*)"', text)) - set(re.findall(r' id="([^"]*)"', text)):
         raise SystemExit(f"Links lead nowhere in the document: {', '.join(sorted(lost))}.")
     return text
@@ -200,40 +199,39 @@ def document(site: Path, root: Path = ROOT) -> str:
 def page_numbers(pdf: bytes) -> dict[str, int]:
     """On which page, counted from 1, each element lies that a link leads to."""
     reader = PdfReader(BytesIO(pdf))
-    places = reader.named_destinations.items()
-    return {name.removeprefix("/"): (reader.get_destination_page_number(place) or 0) + 1 for name, place in places}
+    pages = {name: reader.get_destination_page_number(at) for name, at in reader.named_destinations.items()}
+    return {name.removeprefix("/"): page + 1 for name, page in pages.items() if page is not None}
 
 
-def printed(source: Path, title: str) -> bytes:
+def printed(source: Path, footer: str) -> bytes:
     """Print the document until the page numbers that it names are right.
 
     Raises:
         SystemExit: if there is no Chromium, or the numbers never settle.
     """
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
+    if not (program := shutil.which("chromium") or shutil.which("google-chrome")):
         raise SystemExit("There is no Chromium to print with: install it (apt install chromium) or Google Chrome.")
     from playwright.sync_api import sync_playwright
 
     numbers: dict[str, int] = {}
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=program, args=FLAGS) as browser:
-        tab = browser.new_page(viewport={"width": WIDTH, "height": 1000})
+        tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         tab.emulate_media(media="print")
         tab.goto(source.as_uri(), timeout=0)
-        tab.evaluate(READY)
+        tab.evaluate(READY, HEIGHT)
         for _ in range(PRINTS):
             pdf = tab.pdf(
                 format="A4",
-                margin=MARGINS,
+                scale=SCALE,
+                margin={"top": "16mm", "bottom": "18mm", "left": "18mm", "right": "18mm"},
                 print_background=True,
                 display_header_footer=True,
                 header_template="<span></span>",
-                footer_template=FOOTER.format(title=html.escape(title)),
+                footer_template=FOOTER.format(title=footer),
                 outline=True,
                 tagged=True,
             )
-            found = page_numbers(pdf)
-            if found == numbers:
+            if (found := page_numbers(pdf)) == numbers:
                 return pdf
             numbers = found
             tab.evaluate(FILL, numbers)
@@ -243,11 +241,11 @@ def printed(source: Path, title: str) -> bytes:
 def main() -> None:
     """Print the site's book into ``build/book.pdf``."""
     require_writable(BUILD)
-    source = BUILD / "book.html"
+    source = TARGET.with_suffix(".html")
     source.write_text(document(SITE), encoding="utf-8")
-    TARGET.write_bytes(printed(source, yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["title"]))
+    TARGET.write_bytes(printed(source, title()))
     print(f"{TARGET}: {len(PdfReader(TARGET).pages)} pages, {TARGET.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -112,7 +112,7 @@ def test_parts_hold_pages_and_pages_hold_sections(whole: BeautifulSoup) -> None:
 def test_the_site_s_styles_and_mathematics_come_along_and_its_other_scripts_do_not(whole: BeautifulSoup) -> None:
     assert one(whole, "link")["href"].endswith("/site/_static/book.css")
     assert one(whole, "script")["src"].endswith("/site/_static/mathjax/tex.js")
-    assert one(whole, "article style").get_text() == "@scope { p { color: red } }"
+    assert one(whole, "article style").get_text() == "@scope (#one) { p { color: red } }"
 
 
 def test_code_is_open_and_what_works_on_a_screen_only_is_gone(whole: BeautifulSoup) -> None:
