@@ -133,8 +133,7 @@ def join(article: Tag, page: str, pages: Collection[str], folder: Path) -> None:
         style.string = f"@scope (#{page}) {{ {style.get_text()} }}"
     for nowhere in article.select("a[href='']"):
         nowhere.unwrap()
-    article.attrs.clear()
-    article["id"] = page
+    article.attrs = {"id": page}
 
 
 def take_solutions(article: Tag) -> Iterator[Tag]:
@@ -241,8 +240,7 @@ def printed(source: Path, footer: str) -> bytes:
 def main() -> None:
     """Print the site's book into ``build/book.pdf``."""
     require_writable(BUILD)
-    source = TARGET.with_suffix(".html")
-    source.write_text(document(SITE), encoding="utf-8")
+    (source := TARGET.with_suffix(".html")).write_text(document(SITE), encoding="utf-8")
     TARGET.write_bytes(printed(source, title()))
     print(f"{TARGET}: {len(PdfReader(TARGET).pages)} pages, {TARGET.stat().st_size / 1e6:.1f} MB")
 
