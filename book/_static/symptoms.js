@@ -9,7 +9,8 @@ document.addEventListener("DOMContentLoaded", () => {
     '<input id="qb-filter" type="search" autocomplete="off"><p role="status"></p>';
   document.querySelector(".bd-article h2").parentElement.before(form);
   const show = () => {
-    const words = form.querySelector("input").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const typed = form.querySelector("input").value.toLowerCase().split(/\s+/);
+    const words = typed.map((word) => word.replace(/^["'`(]+|["'`),.:;]+$/g, "")).filter(Boolean);
     const found = words.map((word) => rows.filter((row) => row.textContent.toLowerCase().includes(word)));
     // A word counts the more, the fewer rows have it; a traceback's line has words that no row has.
     const scores = new Map(rows.map((row) => [row, 0]));
