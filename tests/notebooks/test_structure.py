@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import json
 import re
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -320,10 +321,15 @@ def test_each_exercise_of_the_book_has_a_label_of_its_own() -> None:
 def run_cells(path: Path, *codes: str) -> None:
     """Run a notebook's setup cells and then some code, as a reader would who skips the rest."""
     names: dict[str, Any] = {"__name__": "__main__"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for code in [*(source(cell) for cell in tagged(path, "setup")), *codes]:
-            exec(compile(code, str(path), "exec"), names)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for code in [*(source(cell) for cell in tagged(path, "setup")), *codes]:
+                exec(compile(code, str(path), "exec"), names)
+    finally:
+        for value in names.values():
+            if isinstance(value, tempfile.TemporaryDirectory):
+                value.cleanup()  # a kernel does it when it ends; here a warning would fail whatever test comes next
 
 
 @pytest.mark.parametrize(("path", "stub", "solution", "check"), exercises())
