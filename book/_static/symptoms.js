@@ -2,6 +2,7 @@
 document.addEventListener("DOMContentLoaded", () => {
   const rows = [...document.querySelectorAll(".qb-symptoms tbody tr")];
   if (!rows.length) return;
+  const texts = new Map(rows.map((row) => [row, row.textContent.toLowerCase()]));
   const form = document.createElement("form");
   form.className = "qb-filter";
   form.innerHTML =
@@ -11,11 +12,11 @@ document.addEventListener("DOMContentLoaded", () => {
   const show = () => {
     const typed = form.querySelector("input").value.toLowerCase().split(/\s+/);
     const words = typed.map((word) => word.replace(/^["'`(]+|["'`),.:;]+$/g, "")).filter(Boolean);
-    const found = words.map((word) => rows.filter((row) => row.textContent.toLowerCase().includes(word)));
+    const found = words.map((word) => rows.filter((row) => texts.get(row).includes(word)));
     // A word counts the more, the fewer rows have it; a traceback's line has words that no row has.
     const scores = new Map(rows.map((row) => [row, 0]));
     found.forEach((some, i) => words[i].length > 2 && some.forEach((row) => scores.set(row, scores.get(row) + 1 / some.length)));
-    const all = rows.filter((row) => found.every((some) => some.includes(row)));
+    const all = rows.filter((row) => words.every((word) => texts.get(row).includes(word)));
     const best = Math.max(...scores.values());
     const kept = new Set(all.length || !best ? all : rows.filter((row) => scores.get(row) > 0.6 * best));
     for (const row of rows) row.hidden = !kept.has(row);
