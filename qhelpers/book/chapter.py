@@ -3,12 +3,15 @@
 import contextlib
 import html
 import importlib.metadata
+import inspect
 import json
 import logging
 import os
 import platform
+import subprocess
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,33 @@ def expected_error(
         print(f"{seen.type_name}: {shown}")
     else:
         raise AssertionError(f"Nothing was raised; expected {kind} with {containing!r}.")
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any, **variables: str) -> Any:
+    """What a function of a notebook returns in a process of its own, with these environment variables.
+
+    Args:
+        function: only its source is handed over, so it imports what it needs and names nothing outside itself.
+        arguments: numbers, words, and lists or tuples of them.
+        variables: such as those that a library reads when it is loaded.
+
+    Returns:
+        What JSON makes of it: a tuple comes back as a list.
+
+    Raises:
+        RuntimeError: if the function fails there, with the last line of its error.
+
+    >>> import calendar
+    >>> in_new_process(calendar.isleap, 2028)
+    True
+    """
+    program = f"{inspect.getsource(function)}\nimport json\nprint(json.dumps({function.__name__}(*{arguments!r})))"
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip() or f"it ended with exit code {done.returncode}").splitlines()[-1]
+        raise RuntimeError(f"{function.__name__} failed in its process: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def as_html(words: str) -> str:

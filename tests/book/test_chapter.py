@@ -1,8 +1,10 @@
 """What a chapter prints about itself, the errors that it expects, and where it leaves results."""
 
 import json
+import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -99,3 +101,36 @@ def test_a_page_gathers_what_the_runner_hands_over_and_else_its_own(
     assert chapter.gathered_folders() == [tmp_path / "one", tmp_path / "a:b"]
     monkeypatch.setenv("QHELPERS_CURRENT", "[]")  # no chapter is current
     assert chapter.gathered_folders() == []
+
+
+def returned(value: object) -> object:
+    import os
+
+    return [value, os.environ.get("QHELPERS_TEST"), os.getpid()]
+
+
+def failing() -> None:
+    raise ValueError("first line\nsecond line")
+
+
+def not_json() -> object:
+    return {1, 2}
+
+
+def test_a_function_runs_in_a_process_of_its_own_with_the_variables_that_are_named() -> None:
+    value, variable, process = chapter.in_new_process(returned, ["it's", 1.5, None], QHELPERS_TEST="set")
+    assert value == ["it's", 1.5, None]
+    assert variable == "set"
+    assert process != os.getpid()
+    assert "QHELPERS_TEST" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [(failing, "failing failed in its process: second line"), (not_json, "Object of type set is not JSON")],
+)
+def test_a_function_that_fails_in_its_process_is_named_with_the_last_line(
+    function: Callable[[], object], said: str
+) -> None:
+    with pytest.raises(RuntimeError, match=said):
+        chapter.in_new_process(function)
