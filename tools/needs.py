@@ -119,15 +119,15 @@ def successor(notebook: Path) -> str:
 
 
 def table(notebooks: Iterable[Path]) -> str:
-    """What each page needs, and what becomes of it, as a table in Markdown."""
-    lines = ["| page | needs | when it is gone |", "|---|---|---|"]
-    rows = [(notebook, declared(notebook), successor(notebook)) for notebook in notebooks]
-    for notebook, needs, name in rows:
-        fate = "stays readable; runs with the pinned torch" if needs else "runs as it is"
-        fate += f"; taken over by []({name}.ipynb)" if name else ""
-        lines.append(f"| []({notebook.stem}.ipynb) | {', '.join(needs) or 'nothing'} | {fate} |")
-    run = sum(not needs for _, needs, _ in rows)
-    return "\n".join([f"Of {len(rows)} notebooks, {run} run as they are.", "", *lines])
+    """Which pages run without eager quantization, in a sentence, and what the others need, as a table in Markdown."""
+    rows = [(f"[]({notebook.stem}.ipynb)", declared(notebook), successor(notebook)) for notebook in notebooks]
+    run = [page for page, needs, _ in rows if not needs]
+    lines = [f"{len(run)} of {len(rows)} notebooks need none of it, and run as they are: {', '.join(run)}.", ""]
+    lines += ["| the others | need | and are taken over by |", "|---|---|---|"]
+    for page, needs, name in rows:
+        if needs:
+            lines.append(f"| {page} | {', '.join(needs)} | {f'[]({name}.ipynb)' if name else '–'} |")
+    return "\n".join(lines)
 
 
 def fill(folder: Path, notebooks: Iterable[Path]) -> None:
