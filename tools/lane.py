@@ -39,9 +39,16 @@ NO_NEWS = "Nothing differs."
 TITLE = "Other versions than the pins: what differs"
 
 
-def output_of(*command: str | Path, cwd: Path = ROOT) -> tuple[int, str]:
-    """Run a command; its exit code and all that it printed."""
-    done = subprocess.run([*map(str, command)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def output_of(*command: str | Path, cwd: Path = ROOT, **variables: str) -> tuple[int, str]:
+    """Run a command, with these environment variables; its exit code and all that it printed."""
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=cwd,
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     return done.returncode, done.stdout
 
 
@@ -139,10 +146,9 @@ class Lane:
 
     def run(self, jobs: int, notebooks: list[str]) -> str:
         """Execute the book's notebooks, all or those that are named; what the runner printed."""
-        os.environ.setdefault("QHELPERS_PROCESSES", "1")
-        code, said = output_of(
-            self.python, "-m", "tools.run_notebooks", "--jobs", str(jobs), *notebooks, cwd=self.checkout
-        )
+        command = [str(self.python), "-m", "tools.run_notebooks", "--jobs", str(jobs), *notebooks]
+        settings = {"QHELPERS_PROCESSES": os.environ.get("QHELPERS_PROCESSES", "1"), "QHELPERS_LANE": "1"}
+        code, said = output_of(*command, cwd=self.checkout, **settings)
         if not re.search(r"executed in|FAILED", said):
             raise SystemExit(f"{self.name}: no notebook ran (exit code {code}).\n{_end(said)}")
         return said
@@ -156,6 +162,8 @@ class Lane:
         lines[2] = ", ".join(line for line in lines[2].splitlines() if line.split(" ")[0].lower() in kept)
         lines += ["", f"{passed} notebooks passed, {len(failed)} failed."]
         lines += [f"- missing: {words}" for words in missing]
+        if old := recorded_before(lines[2]):
+            lines.append(f"- recorded with the book's own torch, and not made again: {', '.join(old)}")
         for name in failed:
             lines += [f"- {name}: {words}" for words in failing_cells(self.checkout, name)]
         differs = "not compared: there is no run with the book's pins to compare with"
@@ -181,6 +189,30 @@ def failing_cells(checkout: Path, name: str) -> list[str]:
                 words = " ".join(str(output["evalue"]).split())[:200]
                 found.append(f"cell `{cell['id']}`{entry}: {output['ename']}: {words}")
     return found or ["failed outside its cells"]
+
+
+def recorded_before(installed: str) -> list[str]:
+    """The recorded results that the book's own torch has made, where another minor release is installed.
+
+    Args:
+        installed: words that hold ``torch`` and its version.
+    """
+    ours = minor_of(pins((ROOT / "requirements.txt").read_text())["torch"])
+    if minor_of(installed) == ours:
+        return []
+    files = sorted((ROOT / "qhelpers" / "book" / "results").glob("*.json"))
+    made = {file.stem: json.loads(file.read_text())["versions"]["torch"] for file in files}
+    return [name for name, version in made.items() if minor_of(f"torch {version}") == ours]
+
+
+def minor_of(words: str) -> str:
+    """The first two parts of torch's version in some words; "" if they do not tell it.
+
+    >>> minor_of("torchao 0.18.0, torch 2.14.1+cpu"), minor_of("torch==2.14.1")
+    ('2.14', '2.14')
+    """
+    found = re.search(r"\btorch(?: |==)(\d+\.\d+)", words)
+    return found[1] if found else ""
 
 
 def baseline(root: Path = ROOT) -> str:

@@ -18,7 +18,7 @@ def written(folder: Path, change: Callable[[dict[str, Any]], None] = lambda foun
     return folder
 
 
-def test_results_of_another_version_are_refused(tmp_path: Path) -> None:
+def test_results_of_another_version_are_refused_but_in_a_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert recorded.results("a", written(tmp_path))["rows"] == [{}]
 
     def older(found: dict[str, Any]) -> None:
@@ -28,6 +28,8 @@ def test_results_of_another_version_are_refused(tmp_path: Path) -> None:
         recorded.RecordedError, match=r"a\.json was made with torch 2\.0\.1, this is .*run experiments/a\.py"
     ):
         recorded.results("a", written(tmp_path, older))
+    monkeypatch.setenv("QHELPERS_LANE", "1")
+    assert recorded.results("a", tmp_path)["rows"] == [{}]
 
 
 def test_results_of_an_older_version_are_read_where_that_version_is_wanted(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Lanes with other versions: what is missing, failing or different is named; a run of nothing is no run."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +19,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Answers],
     def make(answers: Answers) -> lane.Lane:
         asked: list[str] = []
 
-        def answer(*command: str | Path, cwd: Path = tmp_path) -> tuple[int, str]:
-            words = " ".join(map(str, command))
+        def answer(*command: str | Path, cwd: Path = tmp_path, **variables: str) -> tuple[int, str]:
+            words = " ".join([*map(str, command), *variables])
             asked.append(words)
             return next((given for part, given in answers.items() if part in words), (0, ""))
 
@@ -92,7 +93,14 @@ def test_a_lane_in_which_nothing_ran_is_red(said: str, made: Callable[[Answers],
 
 def test_failing_cells_and_differences_are_reported(made: Callable[[Answers], lane.Lane], tmp_path: Path) -> None:
     differs = "verdicts that differ: 1 of 57\n  R7: changed, published holds"
-    new = made({"tools.differs": (0, differs), "freeze": (0, "torch==2.15.0\nscipy==1.0\ntorchao==0.18.0")})
+    printed = "intro: executed in 3 s\ngallery-run: FAILED"
+    new = made(
+        {
+            "tools.run_notebooks": (1, printed),
+            "tools.differs": (0, differs),
+            "freeze": (0, "torch==2.15.0\nscipy==1.0\ntorchao==0.18.0"),
+        }
+    )
     package = new.checkout / "qhelpers" / "book"
     package.mkdir(parents=True)
     record = {"number": 4, "page": "gallery-run", "question": "a slow mask"}
@@ -102,19 +110,25 @@ def test_failing_cells_and_differences_are_reported(made: Callable[[Answers], la
     error = {"output_type": "error", "ename": "AttributeError", "evalue": "no\nprepare"}
     cells = [{"id": "setup", "outputs": []}, {"id": "e4-raise", "outputs": [error]}, {"id": "text"}]
     (running / "gallery-run.ipynb").write_text(json.dumps({"cells": cells}))
-    lines = new.report(["executorch fails"], "intro: executed in 3 s\ngallery-run: FAILED", "site")
+    lines = new.report(["executorch fails"], new.run(1, []), "site")
     report = "\n".join(lines)
     assert "torch 2.15.0, torchao 0.18.0" in lines
     assert "1 notebooks passed, 1 failed." in lines
     assert "- gallery-run: cell `e4-raise` (entry 4, a slow mask): AttributeError: no prepare" in lines
     assert "- missing: executorch fails" in lines
     assert "R7: changed" in report
+    assert any("tools.run_notebooks" in words and "QHELPERS_LANE" in words for words in asked(new))
+    assert re.search(r"recorded with the book's own torch, and not made again: .*\bqat_runs\b", report)
+    assert "lite_interpreter" not in report, "an older torch has made that one"
     assert lane.NO_NEWS not in report
 
 
 def test_a_lane_like_the_pins_has_no_news(made: Callable[[Answers], lane.Lane]) -> None:
-    new = made({"tools.differs": (0, "verdicts that differ: 0 of 57\ndiffers, without an interval: 0")})
+    pinned = lane.pins((lane.ROOT / "requirements.txt").read_text())["torch"]
+    same = "verdicts that differ: 0 of 57\ndiffers, without an interval: 0"
+    new = made({"tools.differs": (0, same), "freeze": (0, pinned)})
     assert lane.NO_NEWS in new.report([], "intro: executed in 3 s", "site")
+    assert not [line for line in new.report([], "intro: executed in 3 s", "site") if "recorded" in line]
     assert lane.NO_NEWS not in new.report([], "intro: executed in 3 s", "")
     assert "not compared" in "\n".join(new.report([], "intro: executed in 3 s", ""))
 
