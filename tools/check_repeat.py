@@ -1,9 +1,8 @@
 """Run chapters a second time, by a plain ``jupyter-book build``: what they measure must repeat, except speed.
 
-Without ``--all`` a sixteenth of the chapters is due, another one after each commit, and those whose notebooks have
-changed in the last twenty commits, up to two in all. Pages that only gather what the others leave are due with
-``--all``, since then there is something to gather. A due chapter that loads published weights also runs once without a
-network.
+Without ``--all`` each chapter is due after every 24th commit, and those whose notebooks have changed in the last twenty
+commits, up to two in all. Pages that only gather what the others leave are due with ``--all``, since then there is
+something to gather. A due chapter that loads published weights also runs once without a network.
 
     python -m tools.check_repeat [--all]
 """
@@ -22,7 +21,7 @@ from tools.run_notebooks import RESULTS, all_stale
 
 STAGE = BUILD / "alone"
 REPEATED = ("model", "size_mb", "metric", "value", "interval", "n", "paired", "agreement")
-ONE_IN = 16
+ONE_IN = 24
 RECENT_COMMITS = 20
 MOST_DUE = 2
 

@@ -718,19 +718,19 @@ def test_a_chapter_that_did_not_run_twice_is_named(tmp_path: Path) -> None:
     assert check_repeat.differences(first, second, ["no-rows"]) == ([], 0)
 
 
-def test_each_chapter_is_due_once_in_sixteen_commits_and_after_a_change() -> None:
-    names = [f"chapter-{i}" for i in range(20)]
-    turns = [check_repeat.due(names, commits, []) for commits in range(96, 112)]
+def test_each_chapter_is_due_once_in_24_commits_and_after_a_change() -> None:
+    names = [f"chapter-{i}" for i in range(28)]
+    turns = [check_repeat.due(names, commits, []) for commits in range(96, 120)]
     assert sorted(name for turn in turns for name in turn) == sorted(names)
     assert max(map(len, turns)) == 2
     assert check_repeat.due(names, 100, ["chapter-3", "gone"]) == ["chapter-3", "chapter-4"]
 
 
 def test_of_many_that_have_changed_the_last_are_due() -> None:
-    names = [f"chapter-{i}" for i in range(20)]
+    names = [f"chapter-{i}" for i in range(28)]
     changed = ["chapter-9", "chapter-8", "chapter-9", "chapter-0", "chapter-7", "chapter-6"]
     assert check_repeat.due(names, 100, changed) == ["chapter-4", "chapter-9"]
-    assert check_repeat.due(names, 96, changed) == ["chapter-0", "chapter-16"], "two have the turn, and no other is due"
+    assert check_repeat.due(names, 96, changed) == ["chapter-0", "chapter-24"], "two have the turn, and no other is due"
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -740,7 +740,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 def test_what_is_due_follows_from_the_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_repeat, "ROOT", tmp_path)
-    names = [f"chapter-{i}" for i in range(10)]
+    names = [f"chapter-{i}" for i in range(24)]
     assert check_repeat.due_now(names) == names, "without git there is no turn, so everything is due"
     (tmp_path / "book").mkdir()
     git(tmp_path, "init", "--quiet")
@@ -757,7 +757,7 @@ def test_what_is_due_follows_from_the_commits(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(check_repeat, "ROOT", tmp_path)
     for i in range(check_repeat.RECENT_COMMITS):
         git(tmp_path, "commit", "--quiet", "--allow-empty", "-m", str(i))
-    assert check_repeat.due_now(names) == ["chapter-6"]
+    assert check_repeat.due_now(names) == ["chapter-22"]
 
 
 def test_nothing_is_repeated_beside_stale_copies(small_book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
