@@ -13,6 +13,7 @@ Needs git and nothing but the standard library: it runs where the book is not se
 """
 
 import argparse
+import datetime
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,40 +35,59 @@ COMPANIONS = {
     "onnxruntime": "onnxruntime.quantization",
     "onnxscript": "onnxscript",
 }
-PIN = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>[^\s;]+)")
+PIN = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*) *(?:\[.*?\] *)?== *(?P<version>[^\s;]+)")
+PASSED = re.compile(r"executed in|unchanged, its")  # as the runner says it
+NEWS = re.compile(  # in what tools.differs prints; speeds are another machine's, or another hour's
+    r"^(?:verdicts that differ|accuracies, .* intervals|differs, without an interval|in one of both runs only): [1-9]"
+    r"|^not (?:run|checked|compared)",
+    re.MULTILINE,
+)
 NO_NEWS = "Nothing differs."
 TITLE = "Other versions than the pins: what differs"
+MOST_OF_AN_ISSUE = 60_000  # characters; GitHub refuses more than 65,536
 
 
 def output_of(*command: str | Path, cwd: Path = ROOT, **variables: str) -> tuple[int, str]:
     """Run a command, with these environment variables; its exit code and all that it printed."""
-    done = subprocess.run(
-        [*map(str, command)],
-        cwd=cwd,
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    try:
+        done = subprocess.run(
+            [*map(str, command)],
+            cwd=cwd,
+            env=os.environ | {"PYTHONUTF8": "1"} | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except FileNotFoundError as error:
+        return 127, f"{command[0]} is not installed: {error}"
     return done.returncode, done.stdout
 
 
-def pins(text: str) -> dict[str, str]:
-    """The pinned lines of a requirements file by the package's name in small letters.
+def pins(text: str) -> dict[str, list[str]]:
+    """The pinned lines of a requirements file by the package's normal name; several where their markers differ.
 
-    >>> pins("-e .\\ntorch==2.14.1\\nappnope==1.0.0 ; sys_platform == 'darwin'")["appnope"]
-    "appnope==1.0.0 ; sys_platform == 'darwin'"
+    >>> pins("-e .\\nTorch == 2.14.1\\nappnope==1.0.0 ; sys_platform == 'darwin'  # for a Mac")
+    {'torch': ['Torch == 2.14.1'], 'appnope': ["appnope==1.0.0 ; sys_platform == 'darwin'"]}
+
+    Raises:
+        SystemExit: for a line that pins nothing, which would be passed over.
     """
-    found = ((PIN.match(line), line.strip()) for line in text.splitlines())
-    return {match["name"].lower(): line for match, line in found if match}
+    found: dict[str, list[str]] = {}
+    for line in filter(None, (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())):
+        if match := PIN.match(line):
+            found.setdefault(re.sub(r"[-_.]+", "-", match["name"]).lower(), []).append(line)
+        elif line != "-e .":
+            raise SystemExit(f"A file of pins has lines such as torch==2.14.1, and not: {line}")
+    return found
 
 
-def torch_arguments(torch: str, index: str = "", torchvision: str = "torchvision") -> list[str]:
+def torch_arguments(torch: str, index: str = "", torchvision: Sequence[str] = ("torchvision",)) -> list[str]:
     """What uv is asked for: torch, with the torchvision that fits it."""
     if torch == "nightly":
-        return [*NIGHTLY, "torch", torchvision]
+        return [*NIGHTLY, "torch", *torchvision]
     named = "torch" if torch == "newest" else f"torch=={torch}"
-    return [*(["--index-url", index] if index else []), named, torchvision]
+    return [*(["--index-url", index] if index else []), named, *torchvision]
 
 
 class Lane:
@@ -95,12 +115,14 @@ class Lane:
             raise SystemExit(f"A lane needs a git checkout: {listed.strip()}")
         for name in filter(None, listed.split("\0")):
             (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, self.checkout / name)
+            if (ROOT / name).is_file():
+                shutil.copy(ROOT / name, self.checkout / name)
 
-    def set_up(self, torch: list[str], own: dict[str, str]) -> list[str]:
+    def set_up(self, torch: list[str], own: dict[str, list[str]]) -> list[str]:
         """Make the environment, unless it is complete; the companions that are missing, each with the reason.
 
-        An environment that was cut off half-way has no mark, and is made anew.
+        An environment that was cut off half-way, or for which something else was asked, is made anew: the newest torch
+        and a nightly one each day.
 
         Args:
             torch: arguments of uv that bring torch and torchvision.
@@ -109,34 +131,41 @@ class Lane:
         Raises:
             SystemExit: if there is no such torch, or one of the book's other packages cannot be installed.
         """
+        wanted = pins(_text(ROOT / "requirements.txt")) | own
+        day = str(datetime.date.today()) if "torch" in torch else ""
+        asked = json.dumps([sys.version, torch, wanted, day])
         if self.complete.is_file():
-            return [*json.loads(self.complete.read_text())]
+            first, *missing = _text(self.complete).splitlines()
+            if first == asked:
+                return missing
+            self.complete.unlink()
         shutil.rmtree(self.folder / "venv", ignore_errors=True)
         venv.create(self.folder / "venv", with_pip=True)
-        wanted = pins((ROOT / "requirements.txt").read_text()) | own
-        code, said = output_of(self.python, "-m", "pip", "install", "--quiet", wanted["uv"])
+        code, said = output_of(self.python, "-m", "pip", "install", "--quiet", *wanted["uv"])
         if code != 0:
-            raise SystemExit(f"{self.name}: pip cannot install {wanted['uv']}.\n{_end(said)}")
+            raise SystemExit(f"{self.name}: pip cannot install uv.\n{_end(said)}")
         code, said = self.uv("install", *torch)
         if code != 0:
             raise SystemExit(f"{self.name}: uv cannot install {' '.join(torch)}.\n{_end(said)}")
-        rest = [line for name, line in wanted.items() if name not in {"torch", "torchvision", *COMPANIONS}]
+        rest = [line for name, lines in wanted.items() if name not in {"torch", *COMPANIONS} for line in lines]
         (self.folder / "rest.txt").write_text("\n".join(rest))
         code, said = self.uv("install", "--no-deps", "-r", str(self.folder / "rest.txt"))
         if code != 0:
             raise SystemExit(f"{self.name}: uv cannot install the book's other packages.\n{_end(said)}")
         missing = [*self._companions(own)]
-        self.uv("install", "--no-deps", "-e", str(self.checkout))
-        self.complete.write_text(json.dumps(missing))
+        code, said = self.uv("install", "--no-deps", "-e", str(self.checkout))
+        if code != 0:
+            raise SystemExit(f"{self.name}: uv cannot install qhelpers.\n{_end(said)}")
+        self.complete.write_text("\n".join([asked, *missing]), encoding="utf-8")
         return missing
 
-    def _companions(self, own: dict[str, str]) -> Iterator[str]:
+    def _companions(self, own: dict[str, list[str]]) -> Iterator[str]:
         """Install each companion in the newest release that there is for this torch; those that do not work."""
         frozen = self.folder / "frozen.txt"
         frozen.write_text(self.uv("freeze")[1])
         for name, module in COMPANIONS.items():
             if name != "torchvision":
-                code, said = self.uv("install", "--constraint", str(frozen), own.get(name, name))
+                code, said = self.uv("install", "--constraint", str(frozen), *own.get(name, [name]))
                 if code != 0:
                     yield f"{name} cannot be installed: {' '.join(said.split())[:300]}"
                     continue
@@ -155,7 +184,7 @@ class Lane:
 
     def report(self, missing: list[str], said: str, baseline: str) -> list[str]:
         """The lines of the report: versions, missing companions, failing cells, and what differs."""
-        passed = len(re.findall(r"executed in|unchanged, its", said))
+        passed = len(PASSED.findall(said))
         failed = re.findall(r"^(\S+): FAILED", said, re.MULTILINE)
         lines = [f"## {self.name}", "", self.uv("freeze")[1].replace("==", " ")]
         kept = {"torch", *COMPANIONS}
@@ -166,10 +195,10 @@ class Lane:
             lines.append(f"- recorded with the book's own torch, and not made again: {', '.join(old)}")
         for name in failed:
             lines += [f"- {name}: {words}" for words in failing_cells(self.checkout, name)]
-        differs = "not compared: there is no run with the book's pins to compare with"
+        code, differs = 0, "not compared: there is no run with the book's pins to compare with"
         if baseline:
-            differs = output_of(self.python, "-m", "tools.differs", baseline, cwd=self.checkout)[1]
-        news = bool(missing or failed) or bool(re.search(r"(differ|an interval): [1-9]|not compared", differs))
+            code, differs = output_of(self.python, "-m", "tools.differs", baseline, cwd=self.checkout)
+        news = missing or failed or code or NEWS.search(differs)
         return [*lines, "", "```", differs.strip(), "```", "", "" if news else NO_NEWS]
 
 
@@ -178,10 +207,14 @@ def failing_cells(checkout: Path, name: str) -> list[str]:
     path = checkout / "build" / "running" / name / f"{name}.ipynb"
     if not path.is_file():
         return ["left no notebook"]
-    entries = json.loads((checkout / "qhelpers" / "book" / "gallery.json").read_text())
+    entries = json.loads(_text(checkout / "qhelpers" / "book" / "gallery.json"))
     questions = {entry["number"]: entry["question"] for entry in entries if entry["page"] == name}
     found = []
-    for cell in json.loads(path.read_text())["cells"]:
+    try:
+        cells = json.loads(_text(path))["cells"]
+    except ValueError as error:
+        return [f"left a damaged notebook: {error}"]
+    for cell in cells:
         for output in cell.get("outputs", []):
             if output["output_type"] == "error":
                 number = re.match(r"e(\d+)-", cell["id"])
@@ -197,11 +230,11 @@ def recorded_before(installed: str) -> list[str]:
     Args:
         installed: words that hold ``torch`` and its version.
     """
-    ours = minor_of(pins((ROOT / "requirements.txt").read_text())["torch"])
+    ours = minor_of(*pins(_text(ROOT / "requirements.txt"))["torch"])
     if minor_of(installed) == ours:
         return []
     files = sorted((ROOT / "qhelpers" / "book" / "results").glob("*.json"))
-    made = {file.stem: json.loads(file.read_text())["versions"]["torch"] for file in files}
+    made = {file.stem: json.loads(_text(file))["versions"]["torch"] for file in files}
     return [name for name, version in made.items() if minor_of(f"torch {version}") == ours]
 
 
@@ -220,17 +253,16 @@ def baseline(root: Path = ROOT) -> str:
     site = root / "_build" / "html"
     if (site / "results.json").is_file():
         return str(site)
-    url = re.search(
-        r"^repository:\s*\n\s+url:\s*[\"']?(https://github\.com/\S+?)[\"']?\s*$", _config(root), re.MULTILINE
-    )
+    pattern = r"^repository:\s*\n\s+url:\s*[\"']?(https://github\.com/\S+?)[\"']?\s*$"
+    url = re.search(pattern, _text(root / "_config.yml"), re.MULTILINE)
     if not url:
         return ""
     owner, name = url[1].rstrip("/").split("/")[-2:]
     return f"https://{owner.lower()}.github.io/{name}"
 
 
-def _config(root: Path) -> str:
-    return (root / "_config.yml").read_text()
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def _last(said: str) -> str:
@@ -246,26 +278,36 @@ def issue(reports: list[Path]) -> str:
     """Open or update the one issue that gathers the lanes' news; what was done.
 
     Raises:
-        SystemExit: if a report is missing, or ``gh`` fails.
+        SystemExit: if ``gh`` fails, or a report is missing, once the issue has the others.
     """
-    texts = {path: path.read_text() if path.is_file() else "" for path in reports}
-    if absent := [str(path) for path, text in texts.items() if not text]:
-        raise SystemExit(f"No report, so that lane did not run: {', '.join(absent)}")
-    news = [text for text in texts.values() if NO_NEWS not in text]
-    if not news:
-        return "no lane has news"
-    body = LANES / "issue.md"
-    body.parent.mkdir(exist_ok=True)
-    body.write_text("\n\n".join(news))
+    texts = {path: _text(path) if path.is_file() else "" for path in reports}
+    absent = [path.stem for path, text in texts.items() if not text]
+    news = [text or f"## {path.stem}\n\nNo report." for path, text in texts.items() if NO_NEWS not in text]
     code, said = output_of("gh", "issue", "list", "--search", f'in:title "{TITLE}"', "--json", "number")
     if code != 0:
         raise SystemExit(f"gh cannot list the issues: {_last(said)}")
     known = [str(one["number"]) for one in json.loads(said)]
+    if not news and not known:
+        return "no lane has news"
+    body = LANES / "issue.md"
+    body.parent.mkdir(exist_ok=True)
+    shown = [_cut(text, MOST_OF_AN_ISSUE // len(news)) for text in news]
+    body.write_text("\n\n".join(shown) or "No lane has news.", encoding="utf-8")
     what = ["edit", known[0]] if known else ["create", "--title", TITLE]
     code, said = output_of("gh", "issue", *what, "--body-file", body)
     if code != 0:
         raise SystemExit(f"gh issue {what[0]} failed: {_last(said)}")
+    if absent:
+        raise SystemExit(f"No report, so that lane did not run: {', '.join(absent)}. {said.strip()}")
     return said.strip()
+
+
+def _cut(report: str, most: int) -> str:
+    """The first lines of a report that is too long for an issue."""
+    if len(report) <= most:
+        return report
+    lines = report[:most].splitlines()[:-1]
+    return "\n".join([*lines, *(["```"] if lines.count("```") % 2 else []), "", "The lane's artifact has the rest."])
 
 
 def main() -> None:
@@ -282,18 +324,25 @@ def main() -> None:
     if arguments.issue:
         print(issue(arguments.issue))
         return
-    own = pins(arguments.pins.read_text()) if arguments.pins else {}
-    if not (torch := arguments.torch or own.get("torch", "").removeprefix("torch==")):
+    if arguments.pins and not arguments.pins.is_file():
+        parser.error(f"there is no file {arguments.pins}")
+    own = pins(_text(arguments.pins)) if arguments.pins else {}
+    pinned = PIN.match(own.get("torch", [""])[0])
+    if not (torch := arguments.torch or (pinned["version"] if pinned else "")):
         parser.error("name a release of torch, newest, nightly, or a file of pins that has one")
     name = arguments.name or (arguments.pins.stem if arguments.pins else f"torch-{torch}")
-    lane = Lane(re.sub(r"[^\w.-]", "-", name))
+    lane = Lane(re.sub(r"^\W+|[^\w.-]", "-", name))
+    report = LANES / f"{lane.name}.md"
     lane.folder.mkdir(parents=True, exist_ok=True)
+    report.unlink(missing_ok=True)
     lane.check_out()
-    missing = lane.set_up(torch_arguments(torch, arguments.index, own.get("torchvision", "torchvision")), own)
+    missing = lane.set_up(torch_arguments(torch, arguments.index, own.get("torchvision", ["torchvision"])), own)
     said = lane.run(arguments.jobs, arguments.notebooks)
     lines = lane.report(missing, said, baseline())
-    (LANES / f"{lane.name}.md").write_text("\n".join(lines))
+    report.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
+    if not PASSED.search(said):
+        raise SystemExit(f"{lane.name}: no notebook passed.")
 
 
 if __name__ == "__main__":
