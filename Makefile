@@ -26,6 +26,8 @@ PINS ?=
 NAME ?=
 REPORTS ?=
 export QHELPERS_PROCESSES := $(PROCESSES)
+# Windows would read and print files of the book in another encoding.
+export PYTHONUTF8 := 1
 # Without it, a package is compiled at its first import, and what its code warns of fails a test that forbids warnings.
 export UV_COMPILE_BYTECODE := 1
 
@@ -82,8 +84,8 @@ lite-lane: ## the recipe's road to a phone, on the last PyTorch that has all of 
 	.venv-lite/bin/pip install --quiet -r experiments/lite-requirements.txt
 	.venv-lite/bin/python -m experiments.lite_interpreter
 
-lane: ## the book beside other versions: make lane TORCH=2.15.0, TORCH=nightly or PINS=file; needs no set-up
-	$(PYTHON) tools/lane.py $(if $(PINS),--pins '$(PINS)','$(TORCH)') --index '$(TORCH_INDEX)' --jobs $(JOBS) $(if $(NAME),--name '$(NAME)')
+lane: ## the book beside other versions: make lane TORCH=2.15.0, TORCH=nightly, PINS=file, or both; needs no set-up
+	$(PYTHON) tools/lane.py '$(TORCH)' $(if $(PINS),--pins '$(PINS)') --index '$(TORCH_INDEX)' --jobs $(JOBS) $(if $(NAME),--name '$(NAME)')
 
 lane-issue: ## open or update the one issue with the news of lanes: make lane-issue REPORTS=files; needs GitHub's gh
 	$(PYTHON) tools/lane.py --issue $(REPORTS)

@@ -87,6 +87,11 @@ def test_every_lane_hands_its_report_to_the_issue_also_when_another_is_red() -> 
     names = [one["name"] for one in lanes["lane"]["strategy"]["matrix"]["include"]]
     assert {"pins", "newest", "nightly", "newest-python", "macos", "windows", "linux-arm"} == set(names)
     assert lanes["lane"]["strategy"]["fail-fast"] is False
+    run, kept = lanes["lane"]["steps"][-2:]
+    assert run["run"] == "make lane", "which reads its environment; PowerShell names variables in another way than bash"
+    assert set(run["env"]) == {"NAME", "TORCH", "PINS"}
+    assert "!cancelled()" in kept["if"]
+    assert kept["with"]["path"].split() == [".lanes/*.md", ".lanes/*/checkout/build/results"]
     told = lanes["issue"]["steps"][-1]["run"]
     assert re.findall(r"\.lanes/([\w-]+)\.md", told) == names
     assert lanes["issue"]["permissions"] == {"contents": "read", "issues": "write"}
