@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
@@ -24,10 +25,16 @@ from tools.common import ROOT, SITE
 
 OUTSIDE = re.compile(r"https?://(?!localhost\b)", re.IGNORECASE)
 LIMIT_S = 30
-BARRED = re.compile(r"unauthorized|service unavailable|(401|403|429|5\d\d) ")  # what linkcheck tells of such an answer
+BARRED = re.compile(r"unauthorized|service unavailable|(?!404|410)\d{3} ")  # what linkcheck tells of such an answer
 CONFIGURATION = """
+from sphinx.builders.linkcheck import HyperlinkAvailabilityCheckWorker as Worker
+
+limit_rate = Worker.limit_rate  # a host that always says when to come again would be asked without end
+Worker.limit_rate = lambda worker, host, come_again: limit_rate(worker, host, None)
 linkcheck_timeout = {limit}
+linkcheck_rate_limit_timeout = 10 * {limit}
 linkcheck_retries = 3
+linkcheck_allow_unauthorized = False
 linkcheck_report_timeouts_as_broken = False
 linkcheck_anchors = False  # many pages make theirs by script
 linkcheck_workers = 3
@@ -47,7 +54,7 @@ def outside_links(site: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, text in sorted((built | own).items()):
         for link in BeautifulSoup(text, "html.parser").select("a[href]"):
-            address = str(link["href"])
+            address = str(link["href"]).strip().replace(" ", "%20")
             if OUTSIDE.match(address) and name not in found.setdefault(address, []):
                 found[address].append(name)
     return found
@@ -59,7 +66,8 @@ def answers(links: Iterable[str], limit: int = LIMIT_S) -> dict[str, dict[str, A
     Raises:
         SystemExit: if it says nothing about some.
     """
-    listed = sorted(links)
+    unreadable = {link: words for link in links if (words := _fault(link))}
+    listed = sorted({*links} - {*unreadable})
     with tempfile.TemporaryDirectory() as folder:
         escaped = (re.sub(r"([\\_<>])", r"\\\1", link) for link in listed)
         lines = "\n".join(f"- `{i} <{link}>`__" for i, link in enumerate(escaped))
@@ -72,7 +80,16 @@ def answers(links: Iterable[str], limit: int = LIMIT_S) -> dict[str, dict[str, A
         found = {record["uri"]: record for record in records}
     if unasked := set(listed) - set(found):
         raise SystemExit(f"Sphinx's linkcheck says nothing about {len(unasked)} links, such as {min(unasked)}.")
-    return found
+    return found | {link: {"status": "broken", "info": words, "code": 0} for link, words in unreadable.items()}
+
+
+def _fault(link: str) -> str:
+    """Why an address is none; linkcheck would hang there."""
+    try:
+        urlsplit(link)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def kind(answer: Mapping[str, Any]) -> str:
@@ -92,12 +109,12 @@ def report(links: Mapping[str, list[str]], found: Mapping[str, Mapping[str, Any]
     """A line for each link that is not fine and one for the sum; how many are dead.
 
     Raises:
-        SystemExit: if no link answered: then the way out is missing, and not the links.
+        SystemExit: if no link led to a page: then the way out is missing, and not the links.
     """
     kinds = {link: kind(found[link]) for link in sorted(links)}
-    if kinds and set(kinds.values()) <= {"dead", "slow"}:
+    if kinds and not {"fine", "moved"} & set(kinds.values()):
         cause = found[min(kinds)]["info"]
-        raise SystemExit(f"No link of {len(links)} answered, so this says nothing about them. The first: {cause}")
+        raise SystemExit(f"No link of {len(links)} led to a page, so this says nothing about them. The first: {cause}")
     order = ("dead", "slow", "barred", "moved")
     listed = [link for which in order for link in kinds if kinds[link] == which]
     lines = [f"{kinds[link]}: {link} in {', '.join(links[link])}: {found[link]['info']}" for link in listed]
