@@ -52,14 +52,14 @@ def full_names(code: str) -> set[str]:
         SyntaxError: if it is no Python.
     """
     tree = ast.parse(code)
-    aliases = dict(_imports(tree))
-    found = {*aliases.values()}
+    imports = [*_imports(tree)]
+    found = {full for _, full in imports}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             found |= {METHOD} & {node.attr}
             first, _, rest = ast.unparse(node).partition(".")
-            if first in aliases and re.fullmatch(r"[\w.]+", rest):
-                found.add(f"{aliases[first]}.{rest}")
+            if re.fullmatch(r"[\w.]+", rest):
+                found |= {f"{full}.{rest}" for bound, full in imports if bound == first}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import" in node.value:
             with contextlib.suppress(SyntaxError, ValueError):  # what is prose
                 found |= full_names(node.value)
@@ -67,12 +67,13 @@ def full_names(code: str) -> set[str]:
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """The names that imports bind, each with its full name."""
+    """The names that imports bind, each with its full name; a name that is bound twice comes twice."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                first = alias.name.partition(".")[0]
-                yield (alias.asname, alias.name) if alias.asname else (first, first)
+                yield alias.asname or alias.name, alias.name
+                if not alias.asname:
+                    yield alias.name.partition(".")[0], alias.name.partition(".")[0]
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 yield alias.asname or alias.name, f"{node.module}.{alias.name}"
@@ -90,7 +91,7 @@ def declared(notebook: Path) -> list[str]:
         SystemExit: if it does not say, or names something else than :data:`KINDS`, in their order.
     """
     needs = _book(notebook).get("needs")
-    if needs is None or needs != [kind for kind in KINDS if kind in needs]:
+    if not isinstance(needs, list) or needs != [kind for kind in KINDS if kind in needs]:
         words = ", ".join(KINDS)
         raise SystemExit(f"{notebook.name}: metadata.book.needs must list, in this order, what it needs of: {words}.")
     return [*needs]

@@ -42,6 +42,12 @@ def notebook(folder: Path, name: str, code: str, **book: Any) -> Path:
         ("from torch.ao.quantization import quantize_fx\nquantize_fx.convert_fx(net)", {*ALL}),
         ("import torch\ntorch.ao.quantization.quantize_dynamic(net)", {*ALL}),
         ("code = 'import torch; torch.qint8'", {"old dtypes"}),
+        ("import torch.ao.quantization", {"eager calls"}),
+        (
+            "from torch.ao import quantization as q; q.prepare(n)\nfrom torchao import quantization as q",
+            {"eager calls"},
+        ),
+        ("from torch import qint8 as q\nfrom torch import int8 as q", {"old dtypes"}),
         ("models['a'].train().fuse_model(is_qat=True)", {"eager calls"}),
     ],
 )
@@ -69,7 +75,9 @@ def test_code_that_names_more_than_its_metadata_is_found(tmp_path: Path) -> None
     assert not needs.undeclared(notebook(tmp_path, "two", code, needs=ALL))
 
 
-@pytest.mark.parametrize("book", [{}, {"needs": None}, {"needs": ["eager"]}, {"needs": ALL[::-1]}, {"needs": "all"}])
+@pytest.mark.parametrize(
+    "book", [{}, {"needs": None}, {"needs": ["eager"]}, {"needs": ALL[::-1]}, {"needs": "all"}, {"needs": 3}]
+)
 def test_a_notebook_that_does_not_say_what_it_needs_is_refused(book: dict[str, Any], tmp_path: Path) -> None:
     path = notebook(tmp_path, "one", "x = 1", **book)
     with pytest.raises(SystemExit, match=r"one\.ipynb: metadata\.book\.needs must list"):
