@@ -3,6 +3,7 @@
 They lie beside the site's pages, ``book/NAME.md`` beside ``book/NAME.html``, in the form of https://llmstxt.org.
 """
 
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -36,14 +37,19 @@ def as_markdown(markup: str) -> str:
     soup = BeautifulSoup(markup, "html.parser")
     for unread in soup.select("script, style, template, noscript, input, button"):
         unread.decompose()
+    for cell in soup.select("td, th"):
+        for words in cell.find_all(string=re.compile(r"\|")):
+            words.replace_with(words.replace("|", r"\|"))
     for picture in soup.select("svg, img"):
-        words = picture.get("aria-label") or picture.get("alt") or ""
-        picture.replace_with(BeautifulSoup(f"<p><em>Figure: {words}</em></p>" if words else "", "html.parser"))
+        label = html.escape(str(picture.get("aria-label") or picture.get("alt") or ""))
+        picture.replace_with(BeautifulSoup(f"<p><em>Figure: {label}</em></p>" if label else "", "html.parser"))
     text: str = markdownify(str(soup), heading_style="ATX")
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip().replace("*\n\n", "* ", 1)
+    text = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip()
+    return re.sub(r"^(\*Figure: .*\*)\n\n", r"\1 ", text, count=1)
 
 
 def _fenced(text: str, language: str) -> str:
+    text = re.sub(r"\x1b\[[\d;]*m", "", text)  # a terminal's colours
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`{3,}", text)), 3)
     return f"{fence}{language}\n{text.strip(chr(10))}\n{fence}"
 
@@ -80,17 +86,12 @@ def page(copy: dict[str, Any]) -> str:
         if UNREAD.isdisjoint(cell["metadata"].get("tags", [])):
             parts.append(_fenced(source, "python"))
         parts += [text for text in _outputs(cell) if text]
-    text = "\n\n".join(parts).replace(MARK, "")
+    return _linked("\n\n".join(parts).replace(MARK, ""))
+
+
+def _linked(text: str) -> str:
+    """A page whose links lead to the other pages in Markdown."""
     return re.sub(r"\]\(([a-z0-9-]+)\.ipynb(?=[)#])", r"](\1.md", text) + "\n"
-
-
-def _written(path: Path) -> str:
-    """A page that is no notebook, with the list of references spelt out."""
-    text = path.read_text(encoding="utf-8")
-    if "```{bibliography}" not in text:
-        return text
-    listed = portable.references((path.parent / "references.bib").read_text(encoding="utf-8"))
-    return re.sub(r"```\{bibliography\}.*?```", lambda _: listed, text, flags=re.DOTALL)
 
 
 def _about(text: str) -> tuple[str, str]:
@@ -118,11 +119,16 @@ def write(site: Path, stage: Path) -> None:
         "",
         "> Int8 with today's PyTorch. The numbers come from the run that built these pages, or from recorded runs.",
     ]
+    among = portable.book(stage)
     for caption, names in toc_parts(stage):
         lines += ["", f"## {caption}", ""]
         for name in names:
             copy = site / FOLDER / f"{Path(name).name}.ipynb"
-            text = page(json.loads(copy.read_text())) if copy.is_file() else _written(stage / f"{name}.md")
+            if copy.is_file():
+                text = page(json.loads(copy.read_text(encoding="utf-8")))
+            else:
+                source = (stage / f"{name}.md").read_text(encoding="utf-8")
+                text = _linked(portable.written(source, Path(name).name, among))
             (site / f"{name}.md").write_text(text, encoding="utf-8")
             title, first = _about(text)
             lines.append(f"- [{title}]({name}.md)" + (f": {first}" if first else ""))

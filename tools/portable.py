@@ -131,6 +131,9 @@ class _Page:
             ),
             "exercise-start": lambda: f"**Exercise: {self.inline(argument)}**\n",
             "exercise-end": lambda: "",
+            "glossary": lambda: re.sub(r"^(\S.*)\n(?= )", r"**\1**\n", self.inline(text), flags=re.MULTILINE),
+            "list-table": lambda: self.text(text),  # it is a list of lists
+            "bibliography": lambda: references(self.book.bibliography),
             "solution-start": lambda: SOLUTION,
             "solution-end": lambda: SOLVED,
         }
@@ -286,6 +289,16 @@ def portable(
     if left := leftovers(cells):
         raise PortableError(f"{name}: what only the site's builder reads is left in its copy: {'; '.join(left)}")
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def written(text: str, name: str, among: Book) -> str:
+    """A page that is no notebook as plain Markdown.
+
+    Raises:
+        PortableError: if it has a role, a directive or a target without a plain form.
+    """
+    page = _Page(name, among, {}, [], parse_string(among.bibliography, "bibtex"))
+    return page.text(re.sub(r"\A---\n.*?^---\n", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
 def leftovers(cells: list[Cell]) -> list[str]:

@@ -64,6 +64,8 @@ def laid_out(tmp_path: Path) -> Path:
     (tmp_path / "stage" / "_toc.yml").write_text(
         "root: book/static\nparts:\n- caption: Reference\n  chapters:\n  - file: book/references\n"
     )
+    (tmp_path / "stage" / "_config.yml").write_text("title: A book\nrepository: {url: ''}\n")
+    (tmp_path / "stage" / "book" / "static.ipynb").write_text(json.dumps(COPY))
     (tmp_path / "stage" / "book" / "references.md").write_text("# References\n\n```{bibliography}\n:all:\n```\n")
     (tmp_path / "stage" / "book" / "references.bib").write_text(
         "@article{a, author={Ann Example}, title={Rounding}, journal={J}, year={2020}}"
@@ -80,6 +82,39 @@ def test_the_list_names_every_page_and_file_of_data(laid_out: Path) -> None:
     assert "verdicts.json" not in listed, "what is not there is not listed"
     assert "Rounding" in (laid_out / "site" / "book" / "references.md").read_text()
     assert "bibliography" not in (laid_out / "site" / "book" / "references.md").read_text()
+
+
+def test_a_page_that_is_no_notebook_has_no_markup_of_the_site_s_builder(laid_out: Path) -> None:
+    (laid_out / "stage" / "book" / "references.md").write_text(
+        "---\nkey: value\n---\n\n# All\n\nSee [](static.ipynb), {term}`a scale <scale>` and {cite:p}`a`.\n\n"
+        "```{glossary}\nscale\n  The size of a step.\n\nzero point\n  A code.\n```\n\n"
+        "``````{dropdown} A to F\n`````{list-table}\n:header-rows: 1\n\n* - You see\n  - Do\n\n"
+        "    ```python\n    x\n    ```\n`````\n``````\n"
+    )
+    plain.write(laid_out / "site", laid_out / "stage")
+    text = (laid_out / "site" / "book" / "references.md").read_text()
+    assert text.startswith("# All\n\nSee [Static quantization](static.md), a scale and (Example, 2020).\n")
+    assert "**scale**\n  The size of a step.\n\n**zero point**\n  A code." in text
+    assert "* - You see\n  - Do\n\n    ```python" in text
+    for left_out in ("{", ":header-rows:", "key: value"):
+        assert left_out not in text
+
+
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ('<svg aria-label="x&lt;y and more"></svg>', "*Figure: x<y and more*"),
+        ("<table><tr><th>a|b</th></tr><tr><td><code>c|d</code></td></tr></table>", "| a\\|b |\n| --- |\n| `c\\|d` |"),
+        ("<p><b>Bold</b></p><table><tr><th>a</th></tr></table>", "**Bold**\n\n| a |\n| --- |"),
+    ],
+)
+def test_markup_of_outputs_is_kept_as_markdown(markup: str, text: str) -> None:
+    assert plain.as_markdown(markup) == text
+
+
+def test_colours_of_a_terminal_are_left_out() -> None:
+    stream = {"output_type": "stream", "text": ["\x1b[1mbold\x1b[0m"]}
+    assert "```text\nbold\n```" in plain.page({"cells": [code("a", "x", stream)]})
 
 
 def test_a_page_without_a_title_is_refused(laid_out: Path) -> None:
