@@ -35,6 +35,10 @@ def name_of(kind: str) -> str:
 
 def fault(document: Any, kind: str) -> str:
     """Where and how a document breaks the schema of its kind, in words; empty if it does not."""
+    try:
+        json.dumps(document, allow_nan=False)
+    except ValueError as error:
+        return f"a number that JSON lacks ({error})"
     worst = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema(kind)).iter_errors(document))
     return f"{worst.json_path}: {worst.message[:200]}" if worst else ""
 
@@ -122,6 +126,6 @@ def publish(site: Path, kind: str, document: Document) -> None:
     """
     if words := fault(document, kind):
         raise SystemExit(f"{kind}.json was not published, since it breaks its schema at {words}")
-    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(document, indent=1, ensure_ascii=False)
     (site / f"{kind}.json").write_text(text + "\n", encoding="utf-8")
     shutil.copy(SCHEMAS / f"{kind}.schema.json", site)

@@ -91,6 +91,12 @@ def test_figures_verdicts_and_their_schemas_are_published(site: Path) -> None:
         ("one/environment.json", None, "The results of one do not say on which machine they were measured"),
         ("one/environment.json", "{", r"environment\.json in one is damaged .*run the chapter again"),
         ("one/rows-one.json", '{"rows": [{"model": "x"}]}', r"results\.json was not published, .* at \$\.chapters"),
+        ("one/rows-one.json", json.dumps({"rows": [FLOAT | {"value": float("nan")}]}), "a number that JSON lacks"),
+        (
+            "one/rows-one.json",
+            json.dumps({"rows": [FLOAT | {"measured_on": "today"}]}),
+            r"measured_on: 'today' does not",
+        ),
         ("two/claim-R10.json", '{"id": "R10"}', r"claim-R10\.json is no record of a claim"),
     ],
 )

@@ -150,7 +150,16 @@ def test_what_all_executions_share_is_said_once(monkeypatch: pytest.MonkeyPatch,
     assert "| [](two.ipynb) | 61 | – | 2026-12-01 | `0123456` |" in table
 
 
-@pytest.mark.parametrize("stamp", [{}, STAMP | {"seconds": None}, {k: v for k, v in STAMP.items() if k != "date"}])
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        {},
+        STAMP | {"seconds": None},
+        STAMP | {"peak_mb": -1},
+        STAMP | {"versions": {}},
+        {k: v for k, v in STAMP.items() if k != "date"},
+    ],
+)
 def test_an_execution_that_is_not_known_is_refused(
     stamp: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
