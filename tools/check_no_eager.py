@@ -49,6 +49,13 @@ def stop_of(notebook: dict[str, Any]) -> Stop:
     return Stop("?", "", "failed outside its cells")
 
 
+def _stop_in(executed: Path) -> Stop:
+    try:
+        return stop_of(json.loads(executed.read_text(encoding="utf-8")))
+    except ValueError as error:
+        return Stop("?", "", f"left a damaged notebook ({error})")
+
+
 def _hidden_name(text: str) -> str:
     found = HIDDEN.search(text)
     return (found["module"] or found["method"] or f"{found['of']}.{found['last']}") if found else ""
@@ -72,7 +79,7 @@ def check(chosen: list[Path]) -> Iterator[tuple[str, str, str]]:
     for notebook in chosen:
         folder = BUILD / "no-eager" / notebook.stem
         code, _, _ = run(notebook, folder, environment_with("no_eager"))
-        stop = None if code == 0 else stop_of(json.loads((folder / notebook.name).read_text()))
+        stop = None if code == 0 else _stop_in(folder / notebook.name)
         yield notebook.stem, str(stop or "runs"), disagreement(declared[notebook], stop)
 
 

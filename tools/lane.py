@@ -1,13 +1,13 @@
 """Run the book beside other versions than its pins, in an environment of its own, and say what changed.
 
     python3 tools/lane.py TORCH          a release, such as 2.15.0, "newest" or "nightly"
-    python3 tools/lane.py --pins FILE    a file of pins, as pip reads them; they replace the book's
+    python3 tools/lane.py --pins FILE    a file of lines such as torch==2.15.0, which replace the book's
     python3 tools/lane.py --issue REPORT [REPORT ...]
 
 The report names the companions that could not be installed or imported, the cells that failed, the entries of the
 gallery among them, and the verdicts and table rows that differ from a run with the book's own pins: that of this
-checkout (``make book``), else the published one. A difference is news and no error; a lane in which no notebook ran is
-one. ``--issue`` opens or updates one issue with the reports that have news; it needs GitHub's ``gh``.
+checkout (``make book``), else the published one. A difference is news and no error; a lane in which no notebook passed
+is one. ``--issue`` opens or updates one issue with the reports that have news; it needs GitHub's ``gh``.
 
 Needs git and nothing but the standard library: it runs where the book is not set up.
 """
@@ -182,7 +182,7 @@ class Lane:
             raise SystemExit(f"{self.name}: no notebook ran (exit code {code}).\n{_end(said)}")
         return said
 
-    def report(self, missing: list[str], said: str, baseline: str) -> list[str]:
+    def report(self, missing: list[str], said: str, site: Path = ROOT / "_build" / "html") -> list[str]:
         """The lines of the report: versions, missing companions, failing cells, and what differs."""
         passed = len(PASSED.findall(said))
         failed = re.findall(r"^(\S+): FAILED", said, re.MULTILINE)
@@ -195,10 +195,10 @@ class Lane:
             lines.append(f"- recorded with the book's own torch, and not made again: {', '.join(old)}")
         for name in failed:
             lines += [f"- {name}: {words}" for words in failing_cells(self.checkout, name)]
-        code, differs = 0, "not compared: there is no run with the book's pins to compare with"
-        if baseline:
-            code, differs = output_of(self.python, "-m", "tools.differs", baseline, cwd=self.checkout)
-        news = missing or failed or code or NEWS.search(differs)
+        ours = [site] if (site / "results.json").is_file() else []  # else differs takes the published site
+        code, differs = output_of(self.python, "-m", "tools.differs", *ours, cwd=self.checkout)
+        differs = f"not compared with a run of the book's pins: {_end(differs)}" if code else differs
+        news = missing or failed or NEWS.search(differs)
         return [*lines, "", "```", differs.strip(), "```", "", "" if news else NO_NEWS]
 
 
@@ -246,19 +246,6 @@ def minor_of(words: str) -> str:
     """
     found = re.search(r"\btorch(?: |==)(\d+\.\d+)", words)
     return found[1] if found else ""
-
-
-def baseline(root: Path = ROOT) -> str:
-    """Where a run with the book's own pins is: this checkout's site, else the published one; "" if there is none."""
-    site = root / "_build" / "html"
-    if (site / "results.json").is_file():
-        return str(site)
-    pattern = r"^repository:\s*\n\s+url:\s*[\"']?(https://github\.com/\S+?)[\"']?\s*$"
-    url = re.search(pattern, _text(root / "_config.yml"), re.MULTILINE)
-    if not url:
-        return ""
-    owner, name = url[1].rstrip("/").split("/")[-2:]
-    return f"https://{owner.lower()}.github.io/{name}"
 
 
 def _text(path: Path) -> str:
@@ -338,7 +325,7 @@ def main() -> None:
     lane.check_out()
     missing = lane.set_up(torch_arguments(torch, arguments.index, own.get("torchvision", ["torchvision"])), own)
     said = lane.run(arguments.jobs, arguments.notebooks)
-    lines = lane.report(missing, said, baseline())
+    lines = lane.report(missing, said)
     report.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
     if not PASSED.search(said):

@@ -112,7 +112,7 @@ def test_failing_cells_and_differences_are_reported(made: Callable[[Answers], la
     error = {"output_type": "error", "ename": "AttributeError", "evalue": "no\nprepare"}
     cells = [{"id": "setup", "outputs": []}, {"id": "e4-raise", "outputs": [error]}, {"id": "text"}]
     (running / "gallery-run.ipynb").write_text(json.dumps({"cells": cells}))
-    lines = new.report(["executorch fails"], new.run(1, []), "site")
+    lines = new.report(["executorch fails"], new.run(1, []))
     report = "\n".join(lines)
     assert "torch 2.15.0, torchao 0.18.0" in lines
     assert "1 notebooks passed, 1 failed." in lines
@@ -129,20 +129,20 @@ def test_a_lane_like_the_pins_has_no_news(made: Callable[[Answers], lane.Lane]) 
     (pinned,) = lane.pins((lane.ROOT / "requirements.txt").read_text())["torch"]
     same = "verdicts that differ: 0 of 57\ndiffers, without an interval: 0"
     new = made({"tools.differs": (0, same), "freeze": (0, pinned)})
-    assert lane.NO_NEWS in new.report([], "intro: executed in 3 s", "site")
-    assert not [line for line in new.report([], "intro: executed in 3 s", "site") if "recorded" in line]
-    assert lane.NO_NEWS not in new.report([], "intro: executed in 3 s", "")
-    assert "not compared" in "\n".join(new.report([], "intro: executed in 3 s", ""))
+    lines = new.report([], "intro: executed in 3 s")
+    assert lane.NO_NEWS in lines
+    assert not [line for line in lines if "recorded" in line]
 
 
-def test_the_baseline_is_this_checkout_s_site_or_the_published_one(tmp_path: Path) -> None:
-    (tmp_path / "_config.yml").write_text('title: x\nrepository:\n  url: ""\n')
-    assert lane.baseline(tmp_path) == ""
-    (tmp_path / "_config.yml").write_text("repository:\n  url: https://github.com/Someone/book\n")
-    assert lane.baseline(tmp_path) == "https://someone.github.io/book"
-    (tmp_path / "_build" / "html").mkdir(parents=True)
-    (tmp_path / "_build" / "html" / "results.json").write_text("{}")
-    assert lane.baseline(tmp_path) == str(tmp_path / "_build" / "html")
+def test_a_lane_is_compared_with_this_checkout_s_site_or_the_published_one(
+    made: Callable[[Answers], lane.Lane], tmp_path: Path
+) -> None:
+    new = made({})
+    new.report([], "", tmp_path)
+    assert asked(new)[-1].endswith("tools.differs"), "which knows where the site is published"
+    (tmp_path / "results.json").write_text("{}")
+    new.report([], "", tmp_path)
+    assert asked(new)[-1].endswith(f"tools.differs {tmp_path}")
 
 
 def test_only_news_reach_the_issue_and_a_lane_without_a_report_is_an_error(
@@ -236,8 +236,9 @@ SAME = "verdicts that differ: 0 of 57\nspeeds outside the published intervals: 3
     ],
 )
 def test_what_is_news(code: int, printed: str, news: bool, made: Callable[[Answers], lane.Lane]) -> None:
-    new = made({"tools.differs": (code, printed)})
-    assert (lane.NO_NEWS not in new.report([], "intro: executed in 3 s", "site")) is news
+    lines = made({"tools.differs": (code, printed)}).report([], "intro: executed in 3 s")
+    assert (lane.NO_NEWS not in lines) is news
+    assert any(line.startswith("not compared with") for line in lines) is bool(code)
 
 
 def test_without_git_or_gh_the_error_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -159,6 +159,19 @@ def test_metadata_and_a_run_that_agree_are_found() -> None:
     assert not check_no_eager.disagreement(["old dtypes"], Stop("a", "torch.quint8", "AttributeError"))
 
 
+def test_a_damaged_notebook_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(path: Path, folder: Path, environment: object) -> tuple[int, float, None]:
+        folder.mkdir(parents=True)
+        (folder / path.name).write_text('{"cells": [')
+        return 1, 0.0, None
+
+    monkeypatch.setattr(check_no_eager, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(check_no_eager, "run", run)
+    (checked,) = check_no_eager.check([notebook(tmp_path, "cut", "x = 1", needs=["eager calls"])])
+    assert "damaged notebook" in checked[1]
+    assert "did not stop for lack" in checked[2]
+
+
 def test_notebooks_are_run_on_after_one_has_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
