@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from io import BytesIO
 from pathlib import Path
-from urllib.parse import urljoin
+from urllib.parse import unquote, urljoin
 
 import yaml
 from bs4 import BeautifulSoup, Tag
@@ -104,9 +104,9 @@ def address(value: str, page: str, pages: Collection[str], folder: Path) -> str:
     >>> address("../_static/a.css?v=1", "a", {"a"}, Path("/site/book"))
     'file:///site/_static/a.css'
     """
-    place, _, anchor = value.partition("#")
+    place, _, anchor = unquote(value).partition("#")
     to = place.removesuffix(".html") or page
-    if re.match(r"[a-z]+:", value):
+    if re.match(r"[a-z]+:|//", value, re.IGNORECASE):
         return value
     if to in pages:
         return f"#{to}--{anchor}" if anchor and "=" not in anchor else f"#{to}"  # with =, a state of the playground

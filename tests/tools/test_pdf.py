@@ -84,6 +84,13 @@ def test_links_between_pages_stay_inside_and_those_to_files_become_text(whole: B
     assert "file" in first.get_text()
 
 
+def test_addresses_may_be_quoted_and_a_host_may_be_written_in_any_way() -> None:
+    pages, folder = {"one", "two"}, Path("/site/book")
+    assert pdf.address("two.html#caf%C3%A9", "one", pages, folder) == "#two--café"
+    for outside in ("HTTPS://pytorch.org/a%20b", "//pytorch.org/", "mailto:a@b.org"):
+        assert pdf.address(outside, "one", pages, folder) == outside
+
+
 def test_links_to_files_lead_to_the_published_site_if_there_is_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pdf, "site_url", lambda: "https://me.github.io/q/")
     assert 'href="https://me.github.io/q/_downloads/a.py"' in pdf.document(root / "site", root)
