@@ -22,6 +22,7 @@ from tools.run_notebooks import run
 HIDDEN = re.compile(
     r"(?:module named '(?P<module>[\w.]+)'|'(?P<of>[\w.]+)' has no attribute '(?P<last>\w+)') \(hidden"
     rf"|has no attribute '(?P<method>{needs.METHOD})'"
+    r"|cannot import name '(?P<part>\w+)' from '(?P<package>[\w.]+)'"
 )
 
 
@@ -57,8 +58,12 @@ def _stop_in(executed: Path) -> Stop:
 
 
 def _hidden_name(text: str) -> str:
-    found = HIDDEN.search(text)
-    return (found["module"] or found["method"] or f"{found['of']}.{found['last']}") if found else ""
+    for found in HIDDEN.finditer(text):
+        if not found["part"]:
+            return found["module"] or found["method"] or f"{found['of']}.{found['last']}"
+        if needs.kinds_of(name := f"{found['package']}.{found['part']}"):  # Python says so of any missing name
+            return name
+    return ""
 
 
 def disagreement(declared: list[str], stop: Stop | None) -> str:

@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tools import check_no_eager, needs
+from tools import check_no_eager, common, needs
 from tools.check_no_eager import Stop
 from tools.common import ROOT
 
@@ -122,6 +125,11 @@ def test_the_page_gets_what_each_notebook_needs(tmp_path: Path) -> None:
             "stops at cell b for lack of torch.ao.quantization",
         ),
         ("module 'torch' has no attribute 'quint8' (hidden here)", "stops at cell b for lack of torch.quint8"),
+        ("cannot import name 'qint8' from 'torch' (a.py)", "stops at cell b for lack of torch.qint8"),
+        (
+            "cannot import name 'other' from 'torch' (a.py)",
+            "stops at cell b: SomeError: cannot import name 'other' from 'torch' (a.py)",
+        ),
         ("'MobileNetV2' object has no attribute 'fuse_model'", "stops at cell b for lack of fuse_model"),
         ("Unknown name\nand more", "stops at cell b: SomeError: Unknown name"),
     ],
@@ -130,6 +138,25 @@ def test_the_cell_and_the_missing_name_are_read_from_the_notebook(error: str, st
     output = {"output_type": "error", "ename": "SomeError", "evalue": error, "traceback": []}
     cells = [{"id": "text"}, {"id": "a", "outputs": []}, {"id": "b", "outputs": [output]}]
     assert str(check_no_eager.stop_of({"cells": cells})) == stop
+
+
+HIDDEN = """
+import torch
+from_ao, qat = "from torch import ao; ao.quantization", "from torch.ao.nn import qat"
+for code in ["from torch import qint8", from_ao, "torch.ao", qat]:
+    try:
+        exec(code)
+        print("found", code)
+    except (ImportError, AttributeError) as error:
+        print(error)
+"""
+
+
+def test_what_will_go_is_hidden_however_it_is_asked_for() -> None:
+    environment = os.environ | common.environment_with("no_eager")
+    run = subprocess.run([sys.executable, "-c", HIDDEN], env=environment, capture_output=True, text=True, check=True)
+    names = [check_no_eager._hidden_name(line) for line in run.stdout.splitlines()]
+    assert names == ["torch.qint8", "torch.ao.quantization", "torch.ao", "torch.ao.nn"]
 
 
 def test_a_missing_name_that_a_helper_has_reported_is_read_from_what_was_printed() -> None:

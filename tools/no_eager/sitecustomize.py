@@ -79,6 +79,7 @@ def hide(module: Any, names: set[str]) -> None:
 def hide_what_will_go(torch: ModuleType) -> None:
     """Hide the names of torch, and the kernels."""
     hide(torch, NAMES)
+    hide(torch.ao, {"quantization", "nn", "ns"})  # which `from torch import ao` still finds
     hide(torch.ops, KERNELS)
 
 
