@@ -58,8 +58,6 @@ def _outputs(cell: dict[str, Any]) -> Iterator[str]:
     for output in cell.get("outputs", []):
         data = {kind: "".join(value) for kind, value in output.get("data", {}).items() if isinstance(value, str | list)}
         if output["output_type"] == "stream":
-            if output.get("name") == "stderr":
-                continue  # a runtime's log of what it found on this processor
             yield _fenced("".join(output["text"]), "text")
         elif "text/markdown" in data:
             yield data["text/markdown"].strip()

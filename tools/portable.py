@@ -27,6 +27,7 @@ Cell = dict[str, Any]
 MARK = "†"
 SCRAP = "application/papermill.record/text/plain"  # how myst-nb keeps what a notebook glues
 UNREAD = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
+UNSHOWN = {"remove-cell", "remove-output"}
 KERNEL = re.compile(r"\s*\*\*Kernel:\*\* [^.]*\.")  # what the site works without; a copy has one
 PAGE = re.compile(r'href="(?P<page>[\w-]+)\.html(?P<place>#[^"]*)?"')  # in HTML, as the site has it
 SOLUTION, SOLVED = "\0solution\0", "\0solved\0"
@@ -331,13 +332,13 @@ def _note(executed: dict[str, Any], name: str, among: Book) -> str:
     setups = [cell for cell in executed["cells"] if "setup" in cell["metadata"].get("tags", [])]
     printed = "".join("".join(out.get("text", "")) for cell in setups for out in cell["outputs"]).strip()
     where = f"in [its published form]({among.address(name)})" if among.site else "on the book's site"
+    marked = f"{MARK} marks what the build of the book put into the text, a number or a finding"
+    machine = [f"{marked} from this machine:", "", *(f"    {line}" for line in printed.split("\n"))]
     lines = [
         "**A copy to run.** This is a chapter of *Quantization with PyTorch, executed*; read it with sliders and "
         f"numbered citations {where}. The next cell installs what is missing, and leaves your PyTorch as it is.",
         "",
-        f"{MARK} marks what the build of the book put into the text, a number or a finding from this machine:",
-        "",
-        *(f"    {line}" for line in printed.split("\n")),
+        *(machine if printed else [f"{marked}."]),
         "",
         "Your own run prints its own numbers below the cells; the text stays as it is.",
     ]
@@ -368,7 +369,9 @@ def _code(cell: Cell, among: Book) -> Cell:
     if "exercise-check" in tags:
         copy["source"] = _told(copy["source"])  # what a run showed was the check of the solution
         return copy
-    copy["outputs"] = [one for output in cell["outputs"] if (one := _output(output, among)) is not None]
+    if not UNSHOWN & set(tags):
+        seen = [out for out in cell["outputs"] if out.get("name") != "stderr" or "remove-stderr" not in tags]
+        copy["outputs"] = [one for output in seen if (one := _output(output, among)) is not None]
     copy["execution_count"] = cell["execution_count"]
     return copy
 

@@ -1,8 +1,8 @@
 """A chapter's HTML outputs as they are shown where scripts, styles and inline SVG are not: a notebook that nobody has
 trusted in JupyterLab yet, and GitHub's view of one.
 
-Inline SVG becomes an image, and a slider or switcher a list of what it shows, the first part open. Of the playground,
-the picture is left.
+Inline SVG becomes an image, and a slider or switcher a list of what it shows, the first part open. Of the playground
+and of the plot of all models, the picture is left.
 """
 
 import re
@@ -16,10 +16,10 @@ SVG = re.compile(r"<svg\b(?P<head>[^>]*)>(?P<body>.*?)</svg>", re.DOTALL)
 def still(html: str) -> str:
     """The HTML of an output without what only the site shows; other HTML is returned as it is."""
     html = SVG.sub(_image, html)
-    if not any(kind in html for kind in ("qb-slider", "qb-switcher", "qb-playground")):
+    if not any(kind in html for kind in ("qb-slider", "qb-switcher", "qb-playground", "qb-compare")):
         return html
     soup = BeautifulSoup(html, "html.parser")
-    for left in soup.select(".qb-playground > :not(figure), link"):
+    for left in soup.select(".qb-playground > :not(figure), link, .qb-hint, .qb-compare > output, .qb-compare + script"):
         left.decompose()
     for figure in soup.select("figure.qb-slider, figure.qb-switcher"):
         frames = figure.select("[data-frame]")

@@ -220,9 +220,10 @@ def test_two_plots_share_no_id_and_ask_no_host() -> None:
 
 def test_without_scripts_it_is_a_picture_with_its_words() -> None:
     made = str(compare_plot.plot([model()], "Size, speed and quality of one.", "A caption.").data)
-    image = BeautifulSoup(still(made), "html.parser").img
-    assert image is not None
-    assert (image["alt"], image["width"]) == ("Size, speed and quality of one.", "760")
+    found = BeautifulSoup(still(made), "html.parser")
+    assert found.img is not None
+    assert (found.img["alt"], found.img["width"]) == ("Size, speed and quality of one.", "760")
+    assert not found.select("script, output, .qb-hint"), "nothing that promises to answer a pointer"
 
 
 def test_the_script_is_short() -> None:

@@ -248,6 +248,19 @@ def test_outputs_are_kept_in_one_copy_and_cleared_in_the_other(small: portable.B
     assert cleared["cells"][3]["source"] == copy["cells"][3]["source"]
 
 
+@pytest.mark.parametrize(
+    ("tag", "left"),
+    [("remove-input", ["out", "log"]), ("remove-stderr", ["out"]), ("remove-output", []), ("remove-cell", [])],
+)
+def test_outputs_that_the_site_hides_are_not_in_the_copy(tag: str, left: list[str], small: portable.Book) -> None:
+    streams = [("stdout", "out"), ("stderr", "log")]
+    outputs = [{"output_type": "stream", "name": name, "text": text} for name, text in streams]
+    code = {"cell_type": "code", "id": "c", "metadata": {"tags": [tag]}, "source": "1", "execution_count": 1}
+    title = {"cell_type": "markdown", "id": "t", "metadata": {}, "source": "# One"}
+    copy = portable.portable({"cells": [title, code | {"outputs": outputs}], "metadata": {}}, "one", small, "")
+    assert [output["text"] for output in copy["cells"][3]["outputs"]] == left
+
+
 def test_the_note_says_where_the_figures_come_from_whichever_set_up_cell_prints_it(small: portable.Book) -> None:
     title = {"cell_type": "markdown", "id": "t", "metadata": {}, "source": "# One"}
     setup = {"cell_type": "code", "metadata": {"tags": ["setup"]}, "source": "", "execution_count": 1}
@@ -255,6 +268,8 @@ def test_the_note_says_where_the_figures_come_from_whichever_set_up_cell_prints_
     cells = [title, setup | {"id": "imports", "outputs": []}, setup | {"id": "start", "outputs": [lines]}]
     note = portable.portable({"cells": cells, "metadata": {}}, "one", small, "")["cells"][1]["source"]
     assert ">     torch 2\n>     a processor\n" in note
+    silent = portable.portable({"cells": cells[:2], "metadata": {}}, "one", small, "")["cells"][1]["source"]
+    assert "a number or a finding.\n>\n> Your own run" in silent
 
 
 # The first cell
