@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,13 @@ def install_helpers(
                 f"This chapter was tested with {name} {version}. Here is {pins[name]}, "
                 "which stays: some results may differ, some calls may be gone."
             )
+    origin = importlib.metadata.distribution("qhelpers").read_text("direct_url.json") if "qhelpers" in here else ""
+    hashes = re.findall(r"\b[0-9a-f]{64}\b", origin or "")
+    if hashes and sha256 not in hashes:
+        print(
+            "The helpers here come from another build of the book. If a cell fails for that, "
+            "run %pip uninstall -y qhelpers, restart the kernel and begin again."
+        )
     missing = [name for name in needed if name not in here]
     if not missing:
         return

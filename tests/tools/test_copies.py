@@ -337,6 +337,21 @@ def test_another_torch_is_told_and_stays(commands: list[list[str]], capsys: pyte
     assert "not-there-at-all==1.2" not in commands[0]  # another may suit that torch better
 
 
+def test_helpers_of_another_build_are_told(
+    commands: list[list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Installed:
+        read_text = staticmethod(lambda name: json.dumps({"archive_info": {"hash": f"sha256={'1' * 64}"}}))
+
+    of = importlib.metadata.distribution
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: Installed if name == "qhelpers" else of(name))
+    installs(sha256="1" * 64)
+    assert capsys.readouterr().out == ""
+    installs(sha256="2" * 64)
+    assert "The helpers here come from another build of the book." in capsys.readouterr().out
+    assert commands == []
+
+
 def test_without_a_published_site_the_wheel_has_to_lie_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RuntimeError, match=r"not-there missing, and this copy comes from a book that is not published"):
