@@ -32,9 +32,11 @@ def load(where: str) -> Document:
         SystemExit: if it cannot be read, is no JSON, or of a schema that this checkout does not know.
     """
     try:
-        document = json.loads(_bytes(where))
-    except (OSError, http.client.HTTPException) as error:
+        content = _bytes(where)
+    except (OSError, http.client.HTTPException, ValueError) as error:  # the last: of what is no address
         raise SystemExit(f"{where} cannot be read: {error}") from error
+    try:
+        document = json.loads(content, parse_constant=_not_in_json)
     except ValueError as error:
         raise SystemExit(f"{where} is no JSON file ({error}).") from error
     named = document.get("schema") if isinstance(document, dict) else None
@@ -47,6 +49,10 @@ def load(where: str) -> Document:
     if words := results.fault(document, kinds[named]):
         raise SystemExit(f"{where} names the schema {named!r}, but breaks it at {words}")
     return dict(document)
+
+
+def _not_in_json(name: str) -> None:
+    raise ValueError(f"it has {name} where a number belongs")
 
 
 def _bytes(where: str) -> bytes:

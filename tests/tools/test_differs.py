@@ -224,6 +224,8 @@ def test_a_published_site_is_read_by_its_address(
     assert "verdicts that differ: 0 of 1" in compared(monkeypatch, capsys, f"{address}/")
     with pytest.raises(SystemExit, match=r"/gone/results\.json cannot be read: HTTP Error 404"):
         compared(monkeypatch, capsys, f"{address}/gone")
+    with pytest.raises(SystemExit, match=r"http://\[half/results\.json cannot be read: Invalid IPv6 URL"):
+        compared(monkeypatch, capsys, "http://[half")
 
 
 def test_without_a_name_the_project_s_own_site_is_taken(
@@ -243,6 +245,7 @@ def test_without_a_name_the_project_s_own_site_is_taken(
     [
         (None, r"results\.json cannot be read: .*No such file"),
         ("<html>", r"results\.json is no JSON file"),
+        ('{"chapters": NaN}', r"results\.json is no JSON file \(it has NaN where a number belongs\)"),
         ("[]", "is of another schema: it names None, and this checkout compares quantization-book/results/1 and qu"),
         ('{"schema": "quantization-book/results/2"}', "it names 'quantization-book/results/2', and this checkout"),
         ('{"schema": "quantization-book/results/1"}', r"breaks it at \$: 'chapters' is a required property"),
