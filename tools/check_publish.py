@@ -28,7 +28,9 @@ def _commits(origin: str) -> list[str]:
     built = [line.split()[1] for line in origin.splitlines() if line.startswith("site ")]
     executed = [line.split()[1] for line in origin.splitlines() if line.startswith("notebooks ")]
     if head == "unknown":
-        found.append("This is no git checkout, so no commit can be named.")
+        found.append(
+            "This is no git checkout, or one that git refuses (git status says why), so no commit can be named."
+        )
     elif head.endswith("-dirty"):
         found.append("Files differ from the commit that is checked out: commit them, or take them back.")
     if built != [head]:

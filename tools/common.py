@@ -26,7 +26,7 @@ def toc_pages(root: Path = ROOT) -> list[Path]:
         FileNotFoundError: if an entry has no ``.ipynb`` or ``.md`` file.
     """
     toc = yaml.safe_load((root / "_toc.yml").read_text())
-    return [_source(root, name) for name in _entries(toc)]
+    return [source_of(root, name) for name in _entries(toc)]
 
 
 def toc_parts(root: Path = ROOT) -> list[tuple[str, list[str]]]:
@@ -88,7 +88,12 @@ def _entries(node: Any) -> Iterator[str]:
             yield from _entries(value)
 
 
-def _source(root: Path, name: str) -> Path:
+def source_of(root: Path, name: str) -> Path:
+    """The source of a page that ``_toc.yml`` names without its ending.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
     for ending in (".ipynb", ".md"):
         path = root / f"{name}{ending}"
         if path.is_file():

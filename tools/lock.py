@@ -77,9 +77,13 @@ def hashes(names: Sequence[str], root: Path) -> str:
     """Lines by which pip installs packages by hash, without uv.
 
     Raises:
-        SystemExit: if ``pylock.toml`` lacks one of them.
+        SystemExit: if ``pylock.toml`` cannot be read, or lacks one of them.
     """
-    packages = {package["name"]: package for package in tomllib.loads((root / "pylock.toml").read_text())["packages"]}
+    try:
+        locked = tomllib.loads((root / "pylock.toml").read_text()).get("packages", [])
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"pylock.toml cannot be read ({error}): take it back with git, or run `make lock`.") from error
+    packages = {package["name"]: package for package in locked}
     if missing := set(names) - set(packages):
         raise SystemExit(f"pylock.toml has no {', '.join(sorted(missing))}: run `make lock`.")
     lines = []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from tools.common import ROOT
+from tools.common import ROOT, source_of
 
 BLOCK = re.compile(r"(<!-- chapters[^\n]*-->\n).*?(<!-- end of chapters -->)", re.DOTALL)
 
@@ -32,8 +32,7 @@ def chapters(root: Path = ROOT) -> str:
     for part in toc["parts"]:
         links = []
         for entry in part["chapters"]:
-            files = (root / f"{entry['file']}{ending}" for ending in (".ipynb", ".md"))
-            page = next(path for path in files if path.is_file())
+            page = source_of(root, entry["file"])
             links.append(f"[{title(page)}]({page.relative_to(root).as_posix()})")
         lines.append(f"- **{part['caption']}:** {' · '.join(links)}\n")
     return "".join(lines)

@@ -77,6 +77,15 @@ def test_the_first_packages_get_the_hash_of_each_wheel() -> None:
         lock.hashes(["such-a-package"], ROOT)
 
 
+@pytest.mark.parametrize("content", ["<<<<<<< HEAD\n", None], ids=["half merged", "missing"])
+def test_a_lock_that_cannot_be_read_is_told_before_anything_is_installed(project: Path, content: str | None) -> None:
+    (project / "pylock.toml").unlink() if content is None else (project / "pylock.toml").write_text(content)
+    with pytest.raises(
+        SystemExit, match=r"pylock\.toml cannot be read \(.*\): take it back with git, or run `make lock`"
+    ):
+        lock.hashes(["uv"], project)
+
+
 def wheel(folder: Path, name: str, version: str, *needs: str) -> None:
     """A wheel that holds one empty module, in an index that is a folder."""
     home, info = folder / name, f"{name.replace('-', '_')}-{version}.dist-info"

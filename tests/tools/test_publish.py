@@ -119,6 +119,11 @@ def test_changes_that_no_commit_has_are_refused(built: Path, capsys: pytest.Capt
     assert "Files differ from the commit that is checked out" in refusals(capsys)[0]
 
 
+def test_a_checkout_that_git_refuses_is_told(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (built / ".git" / "HEAD").write_text("damaged")
+    assert "This is no git checkout, or one that git refuses (git status says why)" in refusals(capsys)[0]
+
+
 @pytest.mark.parametrize("file", ["index.html", "results.json"])
 def test_files_that_nobody_checked_are_refused(built: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     (built / "_build" / "html" / file).write_text("another")

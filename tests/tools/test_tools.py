@@ -687,6 +687,13 @@ def test_the_readme_lists_the_chapters_of_the_contents() -> None:
     assert links == [path.relative_to(common.ROOT).as_posix() for path in common.toc_pages()[1:]]
 
 
+def test_a_page_of_the_contents_that_is_missing_is_named(tmp_path: Path) -> None:
+    toc = "root: book/intro\nparts:\n- caption: Understand\n  chapters:\n  - file: book/gone\n"
+    (tmp_path / "_toc.yml").write_text(toc)
+    with pytest.raises(FileNotFoundError, match=r"names book/gone, but there is no book/gone\.ipynb"):
+        readme.chapters(tmp_path)
+
+
 def two_runs(tmp_path: Path, second: dict[str, object]) -> tuple[Path, Path]:
     row = dict.fromkeys(check_repeat.REPEATED, 1.0) | {"model": "float", "speed": 1.0}
     folders = tmp_path / "first" / "one", tmp_path / "second"
