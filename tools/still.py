@@ -19,7 +19,9 @@ def still(html: str) -> str:
     if not any(kind in html for kind in ("qb-slider", "qb-switcher", "qb-playground", "qb-compare")):
         return html
     soup = BeautifulSoup(html, "html.parser")
-    for left in soup.select(".qb-playground > :not(figure), link, .qb-hint, .qb-compare > output, .qb-compare + script"):
+    for left in soup.select(
+        ".qb-playground > :not(figure), link, .qb-hint, .qb-compare > output, .qb-compare + script"
+    ):
         left.decompose()
     for figure in soup.select("figure.qb-slider, figure.qb-switcher"):
         frames = figure.select("[data-frame]")
