@@ -51,11 +51,15 @@ def install_helpers(
             f"Refused: {source} is not the wheel that belongs to this notebook (another "
             "SHA-256). Take notebook and wheel from the same build of the book."
         )
-    if done.returncode:
+    if "No module named pip" in done.stderr:
         raise RuntimeError(
-            f"pip could not install {', '.join(missing)} beside "
-            f"{', '.join(f'{name} {pins[name]}' for name in tested)}, which it must not "
-            f"replace. The book was tested with "
+            f"This environment has no pip. Call {sys.executable} -m ensurepip, then run this cell again."
+        )
+    if done.returncode:
+        stays = [f"{name} {pins[name]}" for name in tested if name in here]
+        beside_these = f" beside {', '.join(stays)}, which it must not replace" if stays else ""
+        raise RuntimeError(
+            f"pip could not install {', '.join(missing)}{beside_these}. The book was tested with "
             f"{', '.join(f'{name} {tested[name]}' for name in tested)}. pip said: "
             + (done.stderr.strip() or "nothing")[-600:]
         )

@@ -373,6 +373,29 @@ def test_a_torch_that_the_helpers_cannot_use_is_not_replaced(tiny_wheel: Path, m
         first_cell.install_helpers(tiny_wheel.name, digest, "", **given)
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            "ERROR: Could not find torch",
+            r"could not install not-there\. The book was tested with torch 2\. pip said: ERR",
+        ),
+        (
+            "python: No module named pip",
+            r"This environment has no pip\. Call .* -m ensurepip, then run this cell again\.",
+        ),
+    ],
+)
+def test_where_torch_or_pip_is_not_there_nothing_else_is_said_of_it(
+    said: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = subprocess.CompletedProcess([], 1, "", said)
+    monkeypatch.setattr(importlib.metadata, "distributions", list)
+    monkeypatch.setattr(first_cell.subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(RuntimeError, match=words):
+        installs(needed={"not-there": ""}, tested={"torch": "2"}, site=SITE)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copies.build_wheel(tmp_path_factory.mktemp("wheel"))
