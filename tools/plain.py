@@ -88,7 +88,7 @@ def page(copy: dict[str, Any]) -> str:
 
 
 def _linked(text: str) -> str:
-    """A page whose links lead to the other pages in Markdown."""
+    """Markdown whose links lead to the pages of this form."""
     return re.sub(r"\]\(([a-z0-9-]+)\.ipynb(?=[)#])", r"](\1.md", text) + "\n"
 
 
@@ -122,11 +122,8 @@ def write(site: Path, stage: Path) -> None:
         lines += ["", f"## {caption}", ""]
         for name in names:
             copy = site / FOLDER / f"{Path(name).name}.ipynb"
-            if copy.is_file():
-                text = page(json.loads(copy.read_text(encoding="utf-8")))
-            else:
-                source = (stage / f"{name}.md").read_text(encoding="utf-8")
-                text = _linked(portable.written(source, Path(name).name, among))
+            notebook = json.loads(copy.read_text(encoding="utf-8")) if copy.is_file() else None
+            text = page(notebook) if notebook else _linked(portable.written(stage / f"{name}.md", among))
             (site / f"{name}.md").write_text(text, encoding="utf-8")
             title, first = _about(text)
             lines.append(f"- [{title}]({name}.md)" + (f": {first}" if first else ""))

@@ -130,11 +130,11 @@ class _Page:
             "dropdown": lambda: (
                 f"<details>\n<summary>{html.escape(argument)}</summary>\n\n{self.text(text)}\n\n</details>"
             ),
+            "list-table": lambda: self.text(text),  # its rows are lists
+            "glossary": lambda: re.sub(r"^(?=\S)(.+)\n  ", r"**\1**: ", self.text(text), flags=re.MULTILINE),
+            "bibliography": lambda: references(self.book.bibliography),
             "exercise-start": lambda: f"**Exercise: {self.inline(argument)}**\n",
             "exercise-end": lambda: "",
-            "glossary": lambda: re.sub(r"^(\S.*)\n(?= )", r"**\1**\n", self.inline(text), flags=re.MULTILINE),
-            "list-table": lambda: self.text(text),  # it is a list of lists
-            "bibliography": lambda: references(self.book.bibliography),
             "solution-start": lambda: SOLUTION,
             "solution-end": lambda: SOLVED,
         }
@@ -234,6 +234,18 @@ def _citation(entry: Entry, in_text: bool) -> str:
     return f"[{words}]({address})" if address else words
 
 
+def written(page: Path, among: Book) -> str:
+    """A page that is no notebook, as plain Markdown.
+
+    Raises:
+        PortableError: if it has a role, a directive or a target without a plain form.
+    """
+    text = re.sub(r"\A---\n.*?\n---\n", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)  # for the theme
+    text = _Page(page.stem, among, {}, [], parse_string(among.bibliography, "bibtex")).text(text)
+    _refuse_leftovers(page.stem, [_markdown(page.stem, text)])
+    return text
+
+
 def portable(
     executed: dict[str, Any], name: str, among: Book, first_cell: str, values: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
@@ -287,19 +299,13 @@ def portable(
     metadata = {
         key: executed["metadata"][key] for key in ("kernelspec", "language_info") if key in executed["metadata"]
     }
-    if left := leftovers(cells):
-        raise PortableError(f"{name}: what only the site's builder reads is left in its copy: {'; '.join(left)}")
+    _refuse_leftovers(name, cells)
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
 
-def written(text: str, name: str, among: Book) -> str:
-    """A page that is no notebook as plain Markdown.
-
-    Raises:
-        PortableError: if it has a role, a directive or a target without a plain form.
-    """
-    page = _Page(name, among, {}, [], parse_string(among.bibliography, "bibtex"))
-    return page.text(re.sub(r"\A---\n.*?^---\n", "", text, flags=re.DOTALL | re.MULTILINE))
+def _refuse_leftovers(name: str, cells: list[Cell]) -> None:
+    if left := leftovers(cells):
+        raise PortableError(f"{name}: what only the site's builder reads is left in its copy: {'; '.join(left)}")
 
 
 def leftovers(cells: list[Cell]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tools import executions, plain, results
+from tools import executions, plain, portable, results
 from tools.copies import FOLDER
 
 TABLE = (
@@ -39,6 +39,32 @@ COPY = {
 }
 
 
+TERMS = """---
+sidebar: none
+---
+# Terms
+
+```{glossary}
+scale
+  What a code is multiplied by {cite:p}`a`.
+  Not a {term}`zero point`.
+```
+
+``````{dropdown} A: 1 row
+
+`````{list-table}
+:header-rows: 1
+
+* - [](static.ipynb#x)
+
+    ```python
+    x
+    ```
+`````
+``````
+"""
+
+
 def test_a_page_has_its_prose_its_code_and_what_it_printed() -> None:
     text = plain.page(COPY)
     assert text.startswith("# Static quantization\n\nIt fixes scales, see [one](two.md#x). 3.6\n")
@@ -61,11 +87,12 @@ def laid_out(tmp_path: Path) -> Path:
     (tmp_path / "site" / "results.json").write_text("{}")
     (tmp_path / "site" / "book").mkdir()
     (tmp_path / "stage" / "book").mkdir(parents=True)
+    (tmp_path / "stage" / "_config.yml").write_text("title: A book\n")
     (tmp_path / "stage" / "_toc.yml").write_text(
-        "root: book/static\nparts:\n- caption: Reference\n  chapters:\n  - file: book/references\n"
+        "root: book/static\nparts:\n- caption: Reference\n  chapters: [{file: book/references}, {file: book/terms}]\n"
     )
-    (tmp_path / "stage" / "_config.yml").write_text("title: A book\nrepository: {url: ''}\n")
     (tmp_path / "stage" / "book" / "static.ipynb").write_text(json.dumps(COPY))
+    (tmp_path / "stage" / "book" / "terms.md").write_text(TERMS)
     (tmp_path / "stage" / "book" / "references.md").write_text("# References\n\n```{bibliography}\n:all:\n```\n")
     (tmp_path / "stage" / "book" / "references.bib").write_text(
         "@article{a, author={Ann Example}, title={Rounding}, journal={J}, year={2020}}"
@@ -84,22 +111,6 @@ def test_the_list_names_every_page_and_file_of_data(laid_out: Path) -> None:
     assert "bibliography" not in (laid_out / "site" / "book" / "references.md").read_text()
 
 
-def test_a_page_that_is_no_notebook_has_no_markup_of_the_site_s_builder(laid_out: Path) -> None:
-    (laid_out / "stage" / "book" / "references.md").write_text(
-        "---\nkey: value\n---\n\n# All\n\nSee [](static.ipynb), {term}`a scale <scale>` and {cite:p}`a`.\n\n"
-        "```{glossary}\nscale\n  The size of a step.\n\nzero point\n  A code.\n```\n\n"
-        "``````{dropdown} A to F\n`````{list-table}\n:header-rows: 1\n\n* - You see\n  - Do\n\n"
-        "    ```python\n    x\n    ```\n`````\n``````\n"
-    )
-    plain.write(laid_out / "site", laid_out / "stage")
-    text = (laid_out / "site" / "book" / "references.md").read_text()
-    assert text.startswith("# All\n\nSee [Static quantization](static.md), a scale and (Example, 2020).\n")
-    assert "**scale**\n  The size of a step.\n\n**zero point**\n  A code." in text
-    assert "* - You see\n  - Do\n\n    ```python" in text
-    for left_out in ("{", ":header-rows:", "key: value"):
-        assert left_out not in text
-
-
 @pytest.mark.parametrize(
     ("markup", "text"),
     [
@@ -115,6 +126,20 @@ def test_markup_of_outputs_is_kept_as_markdown(markup: str, text: str) -> None:
 def test_colours_of_a_terminal_are_left_out() -> None:
     stream = {"output_type": "stream", "text": ["\x1b[1mbold\x1b[0m"]}
     assert "```text\nbold\n```" in plain.page({"cells": [code("a", "x", stream)]})
+
+
+def test_a_page_that_is_no_notebook_has_no_roles_and_no_directives_and_links_to_pages_of_this_form(
+    laid_out: Path,
+) -> None:
+    plain.write(laid_out / "site", laid_out / "stage")
+    assert (laid_out / "site" / "book" / "terms.md").read_text() == (
+        "# Terms\n\n**scale**: What a code is multiplied by (Example, 2020).\n  Not a zero point.\n\n"
+        "<details>\n<summary>A: 1 row</summary>\n\n"
+        "* - [Static quantization](static.md)\n\n    ```python\n    x\n    ```\n\n</details>\n"
+    )
+    (laid_out / "stage" / "book" / "terms.md").write_text("# Terms\n\n% a comment\n")
+    with pytest.raises(portable.PortableError, match="terms: what only the site's builder reads is left"):
+        plain.write(laid_out / "site", laid_out / "stage")
 
 
 def test_a_page_without_a_title_is_refused(laid_out: Path) -> None:
