@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 
 from tools import executions, plain, portable, results
+from tools.common import ROOT, toc_pages
 from tools.copies import FOLDER
 
 TABLE = (
@@ -140,6 +141,13 @@ def test_a_page_that_is_no_notebook_has_no_roles_and_no_directives_and_links_to_
     (laid_out / "stage" / "book" / "terms.md").write_text("# Terms\n\n% a comment\n")
     with pytest.raises(portable.PortableError, match="terms: what only the site's builder reads is left"):
         plain.write(laid_out / "site", laid_out / "stage")
+
+
+def test_each_page_of_the_book_that_is_no_notebook_has_a_plain_form() -> None:
+    among, pages = portable.book(ROOT), [path for path in toc_pages() if path.suffix == ".md"]
+    assert len(pages) > 5
+    for page in pages:
+        assert portable.written(page, among).startswith("# ")
 
 
 def test_a_page_without_a_title_is_refused(laid_out: Path) -> None:
