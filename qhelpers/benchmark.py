@@ -218,7 +218,8 @@ def compare_latency(
 
     Args:
         candidates: name to callable without arguments; the first one is the baseline.
-        rounds: how often each has its turn; with 60, six copies of one model still differed by 4 %.
+        rounds: how often each has its turn; with 60, six copies of one model still differed by 4 %. Where the variable
+            ``QHELPERS_ROUNDS`` is set, for runs whose speeds nobody reads, it is the most.
         calls: timed in a row in each turn, after the cold one.
         warmup: how often each runs untimed first; at least once, to see its output.
         across_processes: how many fresh interpreters measure; 0 for this one.
@@ -240,6 +241,7 @@ def compare_latency(
         raise ValueError("There is nothing to time: give at least one candidate.")
     if (taken := f"{next(iter(candidates))}, second copy") in candidates:
         raise ValueError(f"{taken!r} is the name of the baseline's second copy: choose another name.")
+    rounds = min(rounds, int(os.environ.get("QHELPERS_ROUNDS", rounds)))
     if rounds < 2:
         raise ValueError(f"rounds must be at least 2, since a spread needs two; got {rounds}.")
     if calls < 1:

@@ -7,6 +7,12 @@ from torch.ao import quantization as tq
 from qhelpers.tasks import networks
 
 
+@pytest.fixture(autouse=True)
+def whole_timings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Continuous integration cuts the chapters' timings short, not those of the tests."""
+    monkeypatch.delenv("QHELPERS_ROUNDS", raising=False)
+
+
 @pytest.fixture
 def net(random_weights: None) -> nn.Module:
     """A convolution and a linear layer between stubs."""

@@ -106,6 +106,7 @@ def _is_current(notebook: Path, known: dict[str, bool]) -> bool:
         kept = json.loads(stamp.read_text())
         results_are_there = (RESULTS / notebook.stem).is_dir() or not kept["has_results"]
         enough = kept["processes"] >= chapter.processes()
+        enough = enough and kept["most_rounds"] in (None, os.environ.get("QHELPERS_ROUNDS"))
         return bool(results_are_there and enough and kept["hash"] == inputs_hash(notebook, known))
     except (ValueError, KeyError, TypeError):  # a stamp that was cut off or written over
         return False
@@ -180,6 +181,7 @@ def run_and_keep(notebook: Path) -> bool:
     stamp["commit"] = at  # a copy serves later commits that change nothing for it; publishing asks for the same one
     stamp |= {"peak_mb": peak_mb and round(peak_mb), "date": datetime.date.today().isoformat()}
     stamp |= {"processor": engines.cpu_name(), "versions": VERSIONS}
+    stamp["most_rounds"] = os.environ.get("QHELPERS_ROUNDS")  # of a timing, if it was cut short
     stamp["processes"] = chapter.processes()  # a page that was measured by more of them serves those who want fewer
     atomic.write_text(stamp_file(notebook), json.dumps(stamp))
     return True

@@ -410,3 +410,9 @@ def test_no_candidate_is_rejected() -> None:
 def test_a_progress_bar_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     compare_latency({"a": lambda: None}, rounds=2, progress=True)
     assert "timing" in capsys.readouterr().err
+
+
+def test_a_run_whose_speeds_nobody_reads_is_cut_short(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QHELPERS_ROUNDS", "3")
+    assert len(compare({"a": clock.candidate("a", lambda: 1.0)}, rounds=9).processes[0].steady["a"]) == 3
+    assert len(compare({"a": clock.candidate("a", lambda: 1.0)}, rounds=2).processes[0].steady["a"]) == 2

@@ -128,7 +128,7 @@ def executed_copy(small_book: Path) -> Path:
     one.write_text(notebook(*IMPORTS))
     run_notebooks.EXECUTED.mkdir(parents=True)
     (run_notebooks.EXECUTED / "one.ipynb").write_text(one.read_text())
-    stamp = {"hash": run_notebooks.inputs_hash(one), "has_results": False, "processes": 2}
+    stamp = {"hash": run_notebooks.inputs_hash(one), "has_results": False, "processes": 2, "most_rounds": None}
     run_notebooks.stamp_file(one).write_text(json.dumps(stamp))
     assert run_notebooks.is_current(one)
     return one
@@ -181,6 +181,17 @@ def test_a_copy_that_fewer_processes_have_measured_is_stale(
     monkeypatch.setenv("QHELPERS_PROCESSES", "many")
     with pytest.raises(ValueError, match="QHELPERS_PROCESSES must be a whole number of at least 1, got 'many'"):
         chapter.processes()
+
+
+def test_a_copy_whose_timings_were_cut_short_serves_only_those_who_want_that(
+    small_book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = small_book / "book" / "one.ipynb"
+    monkeypatch.setenv("QHELPERS_ROUNDS", "3")
+    assert run_notebooks.run_and_keep(path)
+    assert run_notebooks.is_current(path)
+    monkeypatch.delenv("QHELPERS_ROUNDS")
+    assert not run_notebooks.is_current(path)
 
 
 @pytest.mark.parametrize("stamp", ["[]", "null", "3", '{"hash": ', "{}", "\x00"])
