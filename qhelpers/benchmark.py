@@ -218,8 +218,8 @@ def compare_latency(
 
     Args:
         candidates: name to callable without arguments; the first one is the baseline.
-        rounds: how often each has its turn; with 60, six copies of one model still differed by 4 %. Where the variable
-            ``QHELPERS_ROUNDS`` is set, for runs whose speeds nobody reads, it is the most.
+        rounds: how often each has its turn, or fewer times if ``QHELPERS_ROUNDS`` says so; with 60, six copies of one
+            model still differed by 4 %.
         calls: timed in a row in each turn, after the cold one.
         warmup: how often each runs untimed first; at least once, to see its output.
         across_processes: how many fresh interpreters measure; 0 for this one.
