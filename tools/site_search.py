@@ -8,8 +8,10 @@ import asyncio
 import html
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 from bs4 import BeautifulSoup, Tag
 from pagefind.index import IndexConfig
@@ -19,6 +21,8 @@ FOLDER = "pagefind"  # in the site
 NEEDED = ("pagefind.js", "pagefind-entry.json", "pagefind-worker.js", "wasm.*", "*.pf_meta", "index/*", "fragment/*")
 UNREAD = ".headerlink, script, style, .tag_hide-input > .cell_input, .toctree-wrapper"
 MOST_LOOKS, PAUSE_S = 120, 0.25  # at the files of the index, until they are whole
+# Pagefind's client sleeps for a tenth of a second before each answer: a minute for the book's sections.
+AT_ONCE = mock.patch("pagefind.service.asyncio.sleep", partial(asyncio.sleep, 0))
 CODE_WEIGHT = "0.5"  # of words in code cells; those of prose weigh 1
 INDEX_WEIGHT = "0.1"  # of the index of symptoms, which quotes what other sections raise
 
@@ -64,16 +68,17 @@ async def _write(site: Path) -> int:
     records, folder = 0, site / FOLDER
     async with PagefindService() as service:
         index = await service.create_index(config=IndexConfig(output_path=str(folder)))
-        for path in sorted((site / "book").glob("*.html")):
-            for section in sections(path.read_text(encoding="utf-8")):
-                title = section.page if section.title == section.page else f"{section.page}: {section.title}"
-                content = (
-                    f'<!doctype html><html lang="en"><head><title>{html.escape(title)}</title></head>'
-                    f'<body><p data-pagefind-ignore data-pagefind-meta="title">{html.escape(title)}</p>'
-                    f"{section.content}</body></html>"
-                )
-                await index.add_html_file(content=content, url=f"/{path.relative_to(site).as_posix()}#{section.id}")
-                records += 1
+        with AT_ONCE:
+            for path in sorted((site / "book").glob("*.html")):
+                for section in sections(path.read_text(encoding="utf-8")):
+                    title = section.page if section.title == section.page else f"{section.page}: {section.title}"
+                    content = (
+                        f'<!doctype html><html lang="en"><head><title>{html.escape(title)}</title></head>'
+                        f'<body><p data-pagefind-ignore data-pagefind-meta="title">{html.escape(title)}</p>'
+                        f"{section.content}</body></html>"
+                    )
+                    await index.add_html_file(content=content, url=f"/{path.relative_to(site).as_posix()}#{section.id}")
+                    records += 1
         await index.write_files()
         await _settled(folder)
     return records
