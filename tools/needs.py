@@ -16,7 +16,7 @@ from tools import common
 from tools.imports import code_of
 
 PAGE = Path("book/when-eager-is-gone.md")
-PLACE = "<!-- the table of needs is made when the book is laid out -->"
+PLACE = "<!-- the list of needs is made when the book is laid out -->"
 CALLS, DTYPES, KERNELS = KINDS = ("eager calls", "old dtypes", "int8 kernels")
 NAMES = {  # how the full names of each kind begin, or look
     CALLS: r"torch\.(ao\.)?(quantization|ns)\b|torch\.(ao\.)?nn\.(quantized|intrinsic|qat|quantizable)\b|torch\.ao$"
@@ -119,22 +119,20 @@ def successor(notebook: Path) -> str:
     return name
 
 
-def table(notebooks: Iterable[Path]) -> str:
-    """Which pages run without eager quantization, in a sentence, and what the others need, as a table in Markdown."""
-    rows = [(f"[]({notebook.stem}.ipynb)", declared(notebook), successor(notebook)) for notebook in notebooks]
-    run = [page for page, needs, _ in rows if not needs]
-    lines = [f"{len(run)} of {len(rows)} notebooks need none of it, and run as they are: {', '.join(run)}.", ""]
-    lines += ["| the others | need | and are taken over by |", "|---|---|---|"]
-    for page, needs, name in rows:
-        if needs:
-            lines.append(f"| {page} | {', '.join(needs)} | {f'[]({name}.ipynb)' if name else '–'} |")
-    return "\n".join(lines)
+def listed(notebooks: Iterable[Path]) -> str:
+    """The pages by what they need, each with the chapter that takes it over, as a list in Markdown."""
+    pages: dict[str, list[str]] = {"nothing old": []}
+    for notebook in notebooks:
+        later = f" (taken over by []({name}.ipynb))" if (name := successor(notebook)) else ""
+        needed = ", ".join(declared(notebook)) or "nothing old"
+        pages.setdefault(needed, []).append(f"[]({notebook.stem}.ipynb){later}")
+    return "\n".join(f"- **{needed}**, {len(found)}: {'; '.join(found)}." for needed, found in pages.items())
 
 
 def fill(folder: Path, notebooks: Iterable[Path]) -> None:
-    """Put the table into its page, where a book that is laid out has one.
+    """Put the list into its page, where a book that is laid out has one.
 
     Raises:
-        SystemExit: if the page lacks the table's place, or a notebook does not say what it needs.
+        SystemExit: if the page lacks its place, or a notebook does not say what it needs.
     """
-    common.fill(folder / PAGE, PLACE, lambda: table(notebooks))
+    common.fill(folder / PAGE, PLACE, lambda: listed(notebooks))

@@ -110,8 +110,8 @@ def test_the_page_gets_what_each_notebook_needs(tmp_path: Path) -> None:
     page.write_text(f"# Gone\n\n{needs.PLACE}\n")
     needs.fill(tmp_path, pages)
     words = page.read_text()
-    assert "1 of 2 notebooks need none of it, and run as they are: [](new.ipynb)." in words
-    assert words.splitlines()[-1] == "| [](old.ipynb) | eager calls, old dtypes | [](new.ipynb) |"
+    assert "- **nothing old**, 1: [](new.ipynb)." in words
+    assert words.splitlines()[-1] == "- **eager calls, old dtypes**, 1: [](old.ipynb) (taken over by [](new.ipynb))."
 
 
 # --- the run without it ------------------------------------------------------------------------------
