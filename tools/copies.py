@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from tools import portable
 from tools.common import BUILD, ROOT, notebooks, site_url
-from tools.imports import code_of, imported_names, reached_files
+from tools.imports import code_of, imported_names, reached_files, strings
 from tools.run_notebooks import EXECUTED
 
 FOLDER = "notebooks"  # below the site; on the branch of that name the cleared ones lie, for Colab
@@ -51,9 +51,14 @@ def offered() -> dict[str, list[str]]:
 
 
 def extras(notebook: Path) -> list[str]:
-    """The extras that a chapter needs: ``book``, and each whose packages it, or a module that it reaches, imports."""
+    """The extras that a chapter needs: ``book``, and each whose packages it, or a module that it reaches, imports.
+
+    A string that is a dotted name counts, too, since such names are looked up.
+    """
     codes = [path.read_text(encoding="utf-8") for path in reached_files(notebook, ROOT) if path.suffix == ".py"]
-    names = {name.split(".")[0] for code in [code_of(notebook), *codes] for name in imported_names(code)}
+    full = {name for code in [code_of(notebook), *codes] for name in imported_names(code)}
+    full |= {words for words in strings(code_of(notebook)) if re.fullmatch(r"\w+(\.\w+)+", words)}
+    names = {name.split(".")[0] for name in full}
     return [extra for extra, packages in offered().items() if extra == "book" or names & set(packages)]
 
 

@@ -420,6 +420,7 @@ def test_the_first_cell_names_wheel_hash_and_extras(path: Path, wheel: Path) -> 
 def test_a_chapter_that_exports_needs_the_extra_for_that() -> None:
     needs = {path.stem: copies.extras(path) for path in notebooks()}
     assert needs["onnx-runtime"] == ["book", "deploy"]
+    assert needs["where-each-call-went"] == ["book", "deploy"], "names that it looks up, such as torchao's, count"
     assert needs["what-an-int8-number-is"] == ["book"]
 
 
