@@ -53,7 +53,7 @@ notebooks: $(VENV)/installed ## the step that book and test share
 	$(BIN)/python -m tools.run_notebooks --jobs $(JOBS) $(if $(FORCE),--force)
 
 test: $(VENV)/installed ## unit tests, doctests, structure tests, then every notebook
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 3 --dist worksteal --doctest-modules tests qhelpers
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --doctest-modules tests qhelpers
 	$(BIN)/python -m tools.run_notebooks --jobs $(JOBS) $(if $(FORCE),--force)
 
 test-qnnpack-only: $(VENV)/installed ## every chapter where qnnpack is the only engine
