@@ -218,7 +218,7 @@ def compare_latency(
 
     Args:
         candidates: name to callable without arguments; the first one is the baseline.
-        rounds: how often each has its turn, at most ``QHELPERS_ROUNDS``; with 60, six copies of a model differed by 4 %.
+        rounds: how often each has its turn, at most ``QHELPERS_ROUNDS``; with 60, copies of one model differed by 4 %.
         calls: timed in a row in each turn, after the cold one.
         warmup: how often each runs untimed first; at least once, to see its output.
         across_processes: how many fresh interpreters measure; 0 for this one.
