@@ -13,10 +13,8 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-SPEEDS_UNSEEN = {
-    "QHELPERS_PROCESSES": "1",
-    "QHELPERS_ROUNDS": "3",
-}  # the environment of a run whose speeds nobody looks at
+# The environment of a run whose speeds nobody looks at.
+SPEEDS_UNSEEN = {"QHELPERS_PROCESSES": "1", "QHELPERS_ROUNDS": "3"}
 SITE = ROOT / "_build" / "html"  # the published one
 BUILD = ROOT / "build"  # not "_build": nbmake passes over paths that contain that
 LEFT_BY_USE = ("__pycache__", "qhelpers-results", "checked")  # the last two: of notebooks run where they lie

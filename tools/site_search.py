@@ -64,21 +64,27 @@ def sections(page: str) -> Iterator[Section]:
         yield Section(str(section["id"]), main.get_text().strip(), heading.get_text().strip(), str(own))
 
 
+def _records(site: Path) -> Iterator[tuple[str, str]]:
+    """The address and the HTML of each section of a site."""
+    for path in sorted((site / "book").glob("*.html")):
+        for section in sections(path.read_text(encoding="utf-8")):
+            title = section.page if section.title == section.page else f"{section.page}: {section.title}"
+            content = (
+                f'<!doctype html><html lang="en"><head><title>{html.escape(title)}</title></head>'
+                f'<body><p data-pagefind-ignore data-pagefind-meta="title">{html.escape(title)}</p>'
+                f"{section.content}</body></html>"
+            )
+            yield f"/{path.relative_to(site).as_posix()}#{section.id}", content
+
+
 async def _write(site: Path) -> int:
     records, folder = 0, site / FOLDER
     async with PagefindService() as service:
         index = await service.create_index(config=IndexConfig(output_path=str(folder)))
         with AT_ONCE:
-            for path in sorted((site / "book").glob("*.html")):
-                for section in sections(path.read_text(encoding="utf-8")):
-                    title = section.page if section.title == section.page else f"{section.page}: {section.title}"
-                    content = (
-                        f'<!doctype html><html lang="en"><head><title>{html.escape(title)}</title></head>'
-                        f'<body><p data-pagefind-ignore data-pagefind-meta="title">{html.escape(title)}</p>'
-                        f"{section.content}</body></html>"
-                    )
-                    await index.add_html_file(content=content, url=f"/{path.relative_to(site).as_posix()}#{section.id}")
-                    records += 1
+            for address, content in _records(site):
+                await index.add_html_file(content=content, url=address)
+                records += 1
         await index.write_files()
         await _settled(folder)
     return records
